@@ -1,0 +1,1 @@
+"""LLM-based sequential recommendation in JAX/Flax."""

@@ -1,0 +1,299 @@
+"""A work folder's stages on disk: which are finished, what an interrupted one has saved, and who may write.
+
+  <workdir>/.lock                      held by the one run that may write
+  <workdir>/<stage>/<key>/stage.json   appears, whole, when the stage is finished
+  <workdir>/<stage>/<key>/steps/<n>/   orbax checkpoints of an iterative stage: the latest and the best
+
+Every file appears whole or not at all, so a kill at any moment costs at most the work since the last checkpoint.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import shutil
+import socket
+import textwrap
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llmsrec_jax import config
+
+VERSIONS = ("llmsrec_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes the file whole or not at all; a reader sees the old content until then."""
+    text = json.dumps(value, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # one run writes here at a time, so this name is free, and the next write replaces what a kill left
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """The value written by write_json.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
+
+
+class Stage:
+    """One step of the pipeline and its artefact: a folder named by the settings that it depends on."""
+
+    def __init__(self, workdir: Path, name: str, cfg: config.Config, fields: tuple[str, ...]):
+        """`fields`: dotted settings or whole sections that change the artefact."""
+        self.name, self.fields = name, config.subset(cfg, fields)
+        self.key = config.key(cfg, fields)
+        self.folder = Path(workdir).resolve() / name / self.key
+        self._file = self.folder / "stage.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the artefact is complete.
+
+        Raises:
+          ValueError: stage.json is damaged or was made by other settings.
+        """
+        return self._file.exists() and bool(self._record)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What `finish` was told."""
+        return self._record["info"]
+
+    def finish(self, info: dict[str, Any]) -> None:
+        """Declares the artefact complete; `info` is JSON."""
+        versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+        record = {"stage": self.name, "key": self.key, "fields": self.fields}
+        write_json(self._file, {**record, "info": info, "versions": versions})
+        self.__dict__.pop("_record", None)
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        record = read_json(self._file)
+        mine = json.loads(json.dumps(self.fields))
+        if not isinstance(record, dict) or record.get("fields") != mine or "info" not in record:
+            raise ValueError(
+                f"{self._file} does not belong to this configuration: "
+                f"delete {self.folder} and run again"
+            )
+        return record
+
+
+def _digest(array: np.ndarray) -> str:
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.blake2b(flat.data, digest_size=16).hexdigest()
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """{path: leaf} of a pytree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _describe(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbax's remarks on normal operation out of the console."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class Checkpoints:
+    """The latest and the best state of an iterative stage. `save` returns when its checkpoint is on disk.
+
+    Retention is explicit: orbax's own `best_fn` with `max_to_keep` deletes the latest checkpoint.
+    Every leaf is stored with its digest, so damage is found when it is read and not trained on.
+    """
+
+    def __init__(self, folder: Path, key: str):
+        """`key` stands for the settings of the stage; a checkpoint with another one is refused."""
+        import orbax.checkpoint as ocp
+
+        self.folder, self.key, self._ocp = Path(folder).resolve() / "steps", key, ocp
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
+            todelete_subdir=".deleted",  # a rename, so that a kill leaves no half-deleted checkpoint
+        )
+        with _quiet():
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=options,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+            )
+        self._drop_deleted()
+        self._metrics = {
+            step: self._read_meta(step)["metric"] for step in self._manager.all_steps()
+        }
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with _quiet():
+            self._manager.close()
+
+    def save(
+        self, step: int, state: Any, meta: dict[str, Any], metric: float | None = None
+    ) -> None:
+        """Saves a pytree of arrays (jax or numpy) and JSON `meta`; a higher `metric` is better, None was not measured.
+
+        Raises:
+          ValueError: the metric is not finite.
+        """
+        if metric is not None and not math.isfinite(metric):
+            raise ValueError(
+                f"the metric of step {step} is {metric}: it cannot select a checkpoint"
+            )
+        leaves = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
+        record = {
+            "key": self.key,
+            "metric": metric,
+            "meta": meta,
+            "leaves": {name: [_describe(x), _digest(x)] for name, x in leaves.items()},
+        }
+        args = self._ocp.args
+        items = {"state": args.StandardSave(leaves), "meta": args.JsonSave(record)}
+        with _quiet():
+            self._manager.save(step, args=args.Composite(**items), force=True)
+        self._metrics[step] = metric
+        for old in set(self._metrics) - {step, self._best_step()}:
+            self._manager.delete(old)
+            del self._metrics[old]
+        self._drop_deleted()
+
+    def latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """(state, meta) of the last save, shaped and placed as `like`; None before the first one.
+
+        Raises:
+          ValueError: the checkpoint is damaged or belongs to another model or configuration.
+        """
+        return self._restore(max(self._metrics), like) if self._metrics else None
+
+    def best(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """(state, meta) of the highest metric, the earliest of equals; None before the first metric.
+
+        Raises:
+          ValueError: as `latest`.
+        """
+        step = self._best_step()
+        return None if step is None else self._restore(step, like)
+
+    def _best_step(self) -> int | None:
+        measured = [(-m, step) for step, m in self._metrics.items() if m is not None]
+        return min(measured)[1] if measured else None
+
+    def _drop_deleted(self) -> None:
+        shutil.rmtree(self.folder / ".deleted", ignore_errors=True)
+
+    def _refuse(self, step: int, why: object) -> ValueError:
+        return ValueError(
+            f"checkpoint {self.folder / str(step)} cannot be used: {why}. Delete {self.folder} to "
+            "start this stage over, or put back the files it had"
+        )
+
+    def _read(self, step: int, item: str, args: Any) -> Any:
+        """One item of a checkpoint; whatever orbax raises on a damaged one becomes a ValueError."""
+        try:
+            with _quiet():
+                return self._manager.restore(step, args=self._ocp.args.Composite(**{item: args}))[
+                    item
+                ]
+        except Exception as error:  # orbax, tensorstore and json each have their own
+            raise self._refuse(step, f"its {item} is damaged ({_short(error)})") from error
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        record = self._read(step, "meta", self._ocp.args.JsonRestore())
+        if not isinstance(record, dict) or not {"key", "metric", "meta", "leaves"} <= set(record):
+            raise self._refuse(step, "its meta is not of this program")
+        if record["key"] != self.key:
+            raise self._refuse(step, f"it belongs to configuration {record['key']}, not {self.key}")
+        return record
+
+    def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        record = self._read_meta(step)
+        wanted, stored = _named(like), record["leaves"]
+        for name in sorted(set(wanted) ^ set(stored)):
+            where = "missing from the checkpoint" if name in wanted else "unknown to this model"
+            raise self._refuse(step, f"{name} is {where}")
+        for name, leaf in wanted.items():
+            if stored[name][0] != _describe(leaf):
+                raise self._refuse(step, f"{name} is {stored[name][0]}, expected {_describe(leaf)}")
+        leaves = self._read(step, "state", self._ocp.args.StandardRestore())
+        for name in wanted:
+            array = np.asarray(leaves[name]) if name in leaves else np.zeros(0)
+            if [_describe(array), _digest(array)] != stored[name]:
+                raise self._refuse(step, f"{name} is damaged (its digest differs)")
+        placed = [_place(np.asarray(leaves[name]), leaf) for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(like), placed), record["meta"]
+
+
+def _short(error: Exception) -> str:
+    text = str(error).partition("[tensorstore_spec")[0]
+    return textwrap.shorten(f"{type(error).__name__}: {text}", 300)
+
+
+def _place(array: np.ndarray, leaf: Any) -> Any:
+    """On the devices of `leaf`; a numpy leaf stays numpy."""
+    return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else array
+
+
+class Lock:
+    """One run per work folder. The kernel releases the lock when its process ends, however it ends."""
+
+    def __init__(self, workdir: Path):
+        self._path = Path(workdir) / ".lock"
+
+    def __enter__(self) -> "Lock":
+        """Raises a ValueError naming the holder when another run has the folder."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise ValueError(
+                f"{self._path.parent} is in use by {holder}: wait for it, or choose another --workdir"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()

@@ -1,0 +1,500 @@
+"""Every setting of a run: one typed tree, complete in this file, no I/O.
+
+Section names equal the modules (or losses) that read them. A config file is Python: `get_config(arg) -> Config`.
+D and E numbers point at the table of differences between paper and released code (BUILD_NOTES.md).
+"""
+
+import copy
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+
+@dataclass
+class Files:
+    """Your own files (`data.source='files'`): CSV, TSV, JSONL (optionally .gz) or Parquet.
+
+    RecBole's .inter and .item and MovieLens' .dat bring their own columns and unit.
+    """
+
+    interactions: str = ""  # path; one row per interaction
+    items: str = ""  # path; one row per item; '' = catalogue without titles (teacher only)
+    user_column: str = "user"
+    item_column: str = "item"
+    time_column: str = "timestamp"
+    title_column: str = "title"
+    time_unit: Literal["s", "ms", "us", "iso"] = "ms"
+
+
+@dataclass
+class Shop:
+    """The synthetic shop (`data.source='shop'`): order matters, late items exist, the best ranking is known."""
+
+    users: int = 1200
+    items: int = 400
+    # share of the catalogue that appears only near the end of time (cold items)
+    late_items: float = 0.15
+    # 0 = the next category does not depend on the last one, 1 = it follows the chain
+    order: float = 0.9
+
+
+@dataclass
+class Data:
+    name: str = ""  # dataset name in reports; '' = the source's own
+    source: Literal["shop", "files", "amazon"] = "shop"
+    files: Files = field(default_factory=Files)
+    shop: Shop = field(default_factory=Shop)
+    # source='amazon': Amazon Reviews 2023
+    category: str = ""  # any of its categories, as Electronics
+    manual_dir: str = ""  # folder with the published files, where there is no network
+    base_url: str = ""  # a mirror in the published layout; '' = the two published hosts
+    cache_dir: str = ""  # downloads and prepared data; '' = the user's cache folder
+    kcore: Literal["iterative", "reference", "none"] = "iterative"  # reference: one pass (D34)
+    min_user: int = 5  # interactions per user
+    min_item: int = 5  # interactions per item
+    user_share: float = 1.0  # seeded sample of users before the k-core, as a share (D34)
+    max_users: int = 0  # and at most this many of them; 0 = all
+    # who is drawn: by a hash of the names | by the authors' draw over users in file order (D34)
+    user_sample: Literal["hash", "reference"] = "hash"
+    # order within equal timestamps, seeded (D39)
+    ties: Literal["random", "file", "item"] = "random"
+    missing_title: str = "Empty title"  # stands for a title that is absent or empty (D16)
+    negatives: int = 99  # per evaluated user, unique, no known positive among them (D40)
+    sampling: Literal["uniform", "popularity"] = "uniform"  # how those negatives are drawn (D40)
+
+
+@dataclass
+class Teacher:
+    """SASRec, the frozen CF-SRec (S2)."""
+
+    d: int = 64  # CF width E
+    max_len: int = 128  # items in the window
+    blocks: int = 2
+    heads: int = 1
+    dropout: float = 0.1
+    lr: float = 1e-3
+    b2: float = 0.98  # Adam beta2
+    batch: int = 128  # users per step
+    negatives: int = 1  # per position; several weigh as much as one
+    epochs: int = 200
+    validate_every: int = 5  # epochs between validations
+    patience: int = 10  # validations without improvement before stopping; 0 = never stop early
+    keep: Literal["best", "last"] = "best"  # the authors keep the last epoch (D31)
+
+
+@dataclass
+class LLM:
+    """The frozen backbone."""
+
+    path: str = "random:toy"  # HF folder | hub id | random:<size>
+    revision: str = ""  # hub revision; '' = main
+    tokenizer: str = ""  # folder or hub id; '' = the backbone's own; 'catalogue' = byte-level BPE trained on the titles
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators, fp32 on CPU (D10)
+    # What the backward pass recomputes (D14). names: nothing that needs a GEMM; inputs: whole layers
+    remat: Literal["none", "names", "inputs"] = "names"
+
+
+@dataclass
+class Prompts:
+    # the authors' code | Table 2 (b) as printed (D18)
+    wording: Literal["reference", "paper"] = "reference"
+    history_len: int = 10  # items in a user prompt (D17)
+    # 1..10 | position in the whole history (D17)
+    numbering: Literal["window", "absolute"] = "window"
+    max_tokens: int = 1024  # per prompt
+    # what goes first: oldest items | title ends (D19)
+    truncation: Literal["history", "title"] = "history"
+
+
+@dataclass
+class Head:
+    dim: int = 128  # shared width R (d')
+    hidden: int = 2048  # hidden width of the user and item heads (D1)
+    norm: bool = True  # LayerNorm after the first linear (D1)
+    act: Literal["leaky_relu", "gelu", "relu"] = "leaky_relu"  # (D1)
+
+
+@dataclass
+class Distill:
+    """Eq. 2 (D2, D3, D6)."""
+
+    weight: float = 1.0
+    type: Literal["mse", "cosine", "contrastive"] = "mse"  # contrastive: Eq. 10
+    normalize: bool = True  # unit vectors before the MSE
+    # over all | sum over dimensions, mean over users
+    reduction: Literal["mean", "sum_dim"] = "mean"
+    temperature: float = 0.07  # contrastive only
+
+
+@dataclass
+class Uniformity:
+    """Eq. 3 (D4)."""
+
+    weight: float = 1.0
+    log: bool = False
+    temperature: float = 2.0
+
+
+@dataclass
+class Train:
+    """LLM-SRec's optimisation (S1)."""
+
+    batch: int = 20  # users per step over all devices
+    epochs: int = 10
+    lr: float = 1e-4
+    b2: float = 0.98  # Adam beta2
+    # decay: x lr_decay at every validation (D23)
+    lr_schedule: Literal["decay", "constant"] = "decay"
+    lr_decay: float = 0.95
+    negatives: int = 3  # per user and step (D26)
+    # what no negative may be: training items | the inputs only, as the authors (D26)
+    exclude: Literal["train", "history"] = "train"
+    validations_per_epoch: int = 10
+    patience: int = 10  # validations without improvement before stopping (D22); 0 = never
+    metric: str = "hr@10"  # selects the checkpoint: hr@k | ndcg@k | mrr@k, sampled ranking (D24)
+    max_users: int = 0  # seeded sample of training users; 0 = all
+    length_groups: int = 3  # a batch is cut into this many groups of similar prompt length
+    shapes: int = 4  # compiled shapes at most (per kind of prompt)
+    save_every_s: float = 120.0  # seconds between checkpoints besides those at validations
+
+
+@dataclass
+class Evaluate:
+    max_users: int = 0  # seeded sample of test users; 0 = all (D41)
+    validation_users: int = 2000  # fixed sample of validation users; 0 = all (D24)
+    ks: tuple[int, ...] = (1, 5, 10, 20)
+    ties: Literal["average", "pessimistic", "optimistic"] = "average"  # (D42)
+    score: Literal["dot", "cosine"] = "dot"  # (D45)
+    mask_seen: bool = True  # full ranking skips the user's history
+    batch: int = 64  # prompts per encoding step and device
+    shapes: int = 8  # compiled shapes at most (per kind of prompt)
+    show_users: int = 3  # users printed with history and top-5 titles
+
+
+@dataclass
+class Mesh:
+    devices: int = 0  # devices of the data axis; 0 = all
+
+
+@dataclass
+class Config:
+    seed: int = 0  # the only seed
+    data: Data = field(default_factory=Data)
+    teacher: Teacher = field(default_factory=Teacher)
+    llm: LLM = field(default_factory=LLM)
+    prompts: Prompts = field(default_factory=Prompts)
+    head: Head = field(default_factory=Head)
+    distill: Distill = field(default_factory=Distill)
+    uniformity: Uniformity = field(default_factory=Uniformity)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    mesh: Mesh = field(default_factory=Mesh)
+
+
+# The words of `--config=FILE.py:WORD,WORD`; the later ones win.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "prompts.wording": "paper",
+        "train.lr_schedule": "constant",
+    },
+    "reference": {
+        "data.kcore": "reference",
+        "data.user_sample": "reference",
+        "data.ties": "file",
+        "teacher.keep": "last",
+        "teacher.patience": 0,
+        "train.patience": 5,
+        "train.exclude": "history",
+        "evaluate.max_users": 10_000,
+        "evaluate.validation_users": 10_000,
+    },
+    "retrieval_only": {"distill.weight": 0.0, "uniformity.weight": 0.0},  # Table 8, row (a)
+    "llama-3.2-1b": {"llm.path": "meta-llama/Llama-3.2-1B-Instruct"},
+    "llama-3.2-3b": {"llm.path": "meta-llama/Llama-3.2-3B-Instruct"},
+    "llama-3.1-8b": {"llm.path": "meta-llama/Llama-3.1-8B-Instruct"},  # Fig. 5, D11
+    "smoke": {  # every stage in about a minute on two CPU cores; its numbers mean nothing
+        "data.shop.users": 300,
+        "data.shop.items": 150,
+        "data.max_users": 300,
+        "data.min_item": 1,
+        "teacher.d": 16,
+        "teacher.max_len": 32,
+        "teacher.epochs": 4,
+        "teacher.validate_every": 2,
+        "llm.path": "random:toy",
+        "head.hidden": 64,
+        "head.dim": 16,
+        "train.epochs": 1,
+        "train.max_users": 100,
+        "train.validations_per_epoch": 2,
+        "train.length_groups": 1,
+        "train.shapes": 1,
+        "evaluate.max_users": 100,
+        "evaluate.validation_users": 50,
+        "evaluate.shapes": 1,
+    },
+}
+
+
+# What a number may be; every number of the tree is in exactly one row (a test checks it).
+RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "at least 0": (
+        lambda v: v >= 0,
+        (
+            *("seed", "data.max_users", "teacher.patience", "distill.weight", "uniformity.weight"),
+            *("train.patience", "train.max_users", "train.save_every_s", "evaluate.max_users"),
+            *("evaluate.validation_users", "evaluate.show_users", "mesh.devices"),
+        ),
+    ),
+    "at least 1": (
+        lambda v: v >= 1,
+        (
+            *("data.shop.users", "data.shop.items", "data.min_user", "data.min_item"),
+            *("data.negatives", "teacher.d", "teacher.max_len", "teacher.blocks", "teacher.heads"),
+            *(
+                "teacher.batch",
+                "teacher.negatives",
+                "teacher.epochs",
+                "teacher.validate_every",
+                "prompts.history_len",
+            ),
+            *("prompts.max_tokens", "head.dim", "head.hidden", "train.batch", "train.epochs"),
+            *("train.negatives", "train.validations_per_epoch", "train.length_groups"),
+            *("train.shapes", "evaluate.batch", "evaluate.shapes"),
+        ),
+    ),
+    "above 0": (
+        lambda v: v > 0,
+        ("teacher.lr", "distill.temperature", "uniformity.temperature", "train.lr"),
+    ),
+    "above 0 and at most 1": (lambda v: 0 < v <= 1, ("data.user_share", "train.lr_decay")),
+    "from 0 to 1": (lambda v: 0 <= v <= 1, ("data.shop.late_items", "data.shop.order")),
+    "at least 0 and below 1": (
+        lambda v: 0 <= v < 1,
+        ("teacher.dropout", "teacher.b2", "train.b2"),
+    ),
+}
+
+# Texts that may be empty; every other one must say something.
+MAY_BE_EMPTY = (
+    *("data.name", "data.files.interactions", "data.files.items", "data.category"),
+    *("data.manual_dir", "data.base_url", "data.cache_dir", "llm.revision", "llm.tokenizer"),
+)
+
+METRIC = re.compile(r"(hr|ndcg|mrr)@([1-9][0-9]*)")
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value, declared type) of every setting of a config or section, in order."""
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{one.name}.")
+        else:
+            yield prefix + one.name, value, one.type
+
+
+def closest(word: str, known: Sequence[str]) -> str:
+    """` (did you mean x?)`, or nothing when nothing is close."""
+    same_leaf = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]]
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or same_leaf
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def check_name(name: str) -> None:
+    """Raises a ValueError unless `name` is the dotted name of one setting."""
+    known = [k for k, _, _ in flatten(Config())]
+    inside = [k for k in known if k.startswith(name + ".")]
+    if inside:
+        raise ValueError(f"{name} is a section; set one of {', '.join(inside)}")
+    if name not in known:
+        raise ValueError(f"there is no setting {name}{closest(name, known)}")
+
+
+def _typed(name: str, value: Any, declared: Any) -> Any:
+    """`value` as the declared type: integers become floats, lists become tuples, nothing else changes.
+
+    Raises:
+      ValueError: another type, or not one of the legal values.
+    """
+    if get_origin(declared) is Literal:
+        legal = get_args(declared)
+        if value not in legal:
+            hint = closest(str(value), legal)
+            raise ValueError(f"{name}={value!r}: must be one of {', '.join(legal)}{hint}")
+        return value
+    if get_origin(declared) is tuple:
+        kind = get_args(declared)[0]
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name}={value!r}: must be a list of {kind.__name__}")
+        return tuple(_typed(name, v, kind) for v in value)
+    if declared is float and type(value) is int:
+        return float(value)
+    if type(value) is not declared:
+        raise ValueError(f"{name}={value!r}: must be of type {declared.__name__}")
+    return value
+
+
+def apply(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy of `config` with {dotted name: value} changed.
+
+    Raises:
+      ValueError: an unknown name, a wrong type or an illegal word.
+    """
+    config = copy.deepcopy(config)
+    types = {name: declared for name, _, declared in flatten(config)}
+    for name, value in changes.items():
+        check_name(name)
+        *sections, leaf = name.split(".")
+        section = config
+        for part in sections:
+            section = getattr(section, part)
+        setattr(section, leaf, _typed(name, value, types[name]))
+    return config
+
+
+def preset(config: Config, words: str) -> Config:
+    """A copy of `config` after the comma-separated words of PRESETS, left to right.
+
+    Raises:
+      ValueError: an unknown word.
+    """
+    for word in filter(None, words.split(",")):
+        if word not in PRESETS:
+            hint = closest(word, list(PRESETS))
+            raise ValueError(f"unknown argument {word!r}: known are {', '.join(PRESETS)}{hint}")
+        config = apply(config, PRESETS[word])
+    return config
+
+
+def validate(config: Config) -> None:
+    """Checks every value, and the values against each other; reads no file.
+
+    Raises:
+      ValueError: names the setting, its value and what is legal.
+    """
+    values = {name: _typed(name, value, declared) for name, value, declared in flatten(config)}
+    for rule, (holds, names) in RANGES.items():
+        for name in names:
+            if not (math.isfinite(values[name]) and holds(values[name])):
+                raise ValueError(f"{name}={values[name]}: must be {rule}")
+    for name, value in values.items():
+        if value == "" and name not in MAY_BE_EMPTY:
+            raise ValueError(f"{name} is empty: give it a value")
+    _check_source(config.data)
+    _check_metrics(config)
+    if config.teacher.d % config.teacher.heads:
+        raise ValueError(
+            f"teacher.heads={config.teacher.heads}: must divide teacher.d={config.teacher.d}"
+        )
+    if config.llm.revision and config.llm.path.startswith("random:"):
+        raise ValueError(
+            f"llm.revision={config.llm.revision!r}: {config.llm.path} has no revisions"
+        )
+    if config.train.length_groups > config.train.batch:
+        raise ValueError(
+            f"train.length_groups={config.train.length_groups}: "
+            f"must be at most train.batch={config.train.batch}"
+        )
+
+
+def _check_source(data: Data) -> None:
+    how = (
+        "--config.data.source=files --config.data.files.interactions=PATH "
+        "--config.data.files.items=PATH"
+    )
+    if data.source == "amazon" and not data.category:
+        raise ValueError("data.category is empty: name one, as --config.data.category=Electronics")
+    if data.source != "amazon" and (data.manual_dir or data.base_url):
+        raise ValueError(
+            f"data.manual_dir or data.base_url is set but data.source={data.source!r} ignores it"
+        )
+    if data.source == "files" and not data.files.interactions:
+        raise ValueError(f"data.files.interactions is empty: name your files with {how}")
+    if data.source == "shop" and (data.files.interactions or data.files.items):
+        raise ValueError(f"data.files is set but data.source='shop' ignores it: {how}")
+
+
+def _check_metrics(config: Config) -> None:
+    ks, metric = config.evaluate.ks, config.train.metric
+    if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+        raise ValueError(f"evaluate.ks={ks}: must be different numbers, each at least 1")
+    match = METRIC.fullmatch(metric)
+    if not match:
+        hint = closest(metric, [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in ks])
+        raise ValueError(f"train.metric={metric!r}: must be hr@K, ndcg@K or mrr@K{hint}")
+    if int(match[2]) not in ks:
+        raise ValueError(f"train.metric={metric!r}: {match[2]} is not in evaluate.ks={ks}")
+
+
+def subset(config: Config, names: Sequence[str]) -> dict[str, Any]:
+    """{dotted name: value} of the settings and whole sections in `names`, sorted.
+
+    Raises:
+      ValueError: one of `names` names nothing.
+    """
+    values = {name: value for name, value, _ in flatten(config)}
+    found: dict[str, Any] = {}
+    for name in names:
+        inside = {k: v for k, v in values.items() if k == name or k.startswith(name + ".")}
+        if not inside:
+            raise ValueError(f"there is no setting or section {name}{closest(name, list(values))}")
+        found |= inside
+    return dict(sorted(found.items()))
+
+
+def key(config: Config, names: Sequence[str]) -> str:
+    """12 hex digits that stand for the values of `names` (settings or whole sections), in any order."""
+    text = json.dumps(subset(config, names))
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(nested: Mapping[str, Any]) -> Config:
+    """The inverse of to_dict, also after JSON; what is missing keeps its default.
+
+    Raises:
+      ValueError: an unknown name or a wrong type.
+    """
+
+    def leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in section.items():
+            if isinstance(value, Mapping):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return apply(Config(), dict(leaves(nested, "")))
+
+
+def render(config: Config) -> str:
+    """The whole tree for a person: one paragraph per section."""
+    sections: dict[str, list[str]] = {}
+    for name, value, _ in flatten(config):
+        section, _, leaf = name.rpartition(".")
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        sections.setdefault(section, []).append(
+            f"{leaf}={shown!r}" if " " in shown else f"{leaf}={shown}"
+        )
+    return "\n".join(
+        textwrap.fill(
+            (f"{section}: " if section else "") + " ".join(settings),
+            width=100,
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for section, settings in sections.items()
+    )

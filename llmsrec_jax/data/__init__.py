@@ -1,0 +1,1 @@
+"""Interactions, splits and candidates: numpy only."""

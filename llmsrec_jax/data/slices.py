@@ -1,0 +1,46 @@
+"""Groups of evaluated users, from training data only: warm / cold targets (E12), transition / non-transition users (E11)."""
+
+import numpy as np
+
+from llmsrec_jax.data.splits import Dataset
+
+SHARE = 0.35  # of the catalogue that counts as warm, and as cold
+
+
+def warm_cold(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks over `users` whose target is among the 35 % most / least interacted items; ties go to the lower item id."""
+    counts = dataset.counts[1:]
+    order = np.argsort(counts, kind="stable")
+    edge = int(len(order) * SHARE)
+    cold, warm = np.zeros(dataset.catalog.size, bool), np.zeros(dataset.catalog.size, bool)
+    cold[order[:edge] + 1] = True
+    warm[order[len(order) - edge :] + 1] = True
+    target = dataset.targets(split, users)
+    return {"warm": warm[target], "cold": cold[target]}
+
+
+def transition(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks over `users` by t-score, the mean training count of a user's own item-to-item transitions.
+
+    The upper half of `users` is `transition`, the rest `non_transition`; users with a single item score 0; ties go
+    to the lower user row.
+    """
+    train, size = dataset.train, dataset.catalog.size
+    pair = train.items[:-1].astype(np.int64) * size + train.items[1:]
+    inside = np.ones(len(train.items), bool)
+    inside[train.offsets[1:] - 1] = False  # the last item of a user starts no transition
+    pair = pair[inside[:-1]]
+    owner = np.repeat(np.arange(len(train)), train.lengths)[:-1][inside[:-1]]
+    _, code, count = np.unique(pair, return_inverse=True, return_counts=True)
+    total = np.bincount(owner, weights=count[code], minlength=len(train))
+    score = total / np.maximum(train.lengths - 1, 1)
+    order = np.argsort(-score[users], kind="stable")
+    upper = np.zeros(len(users), bool)
+    upper[order[: (len(users) + 1) // 2]] = True
+    return {"transition": upper, "non_transition": ~upper}
+
+
+def slices(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
+    """Every slice as a boolean mask over `users`; `all` first."""
+    everyone = {"all": np.ones(len(users), bool)}
+    return everyone | warm_cold(dataset, split, users) | transition(dataset, split, users)

@@ -1,0 +1,153 @@
+"""Evaluation: vectors of users and items in, ranks and records out. It knows no model.
+
+Sampled ranking (stored candidates) and full ranking come from the same vectors in the same pass (E22).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from llmsrec_jax import config, metrics, parallel
+from llmsrec_jax.data.splits import Dataset
+
+USERS_PER_TILE = 256
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a recommender is: scores are `user @ item.T`."""
+
+    user: np.ndarray  # float [U, R], rows aligned with the evaluated users
+    item: np.ndarray  # float [I, R], row 0 is the pad
+
+    def cosine(self) -> "Vectors":
+        unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        return Vectors(unit(self.user), unit(self.item))
+
+
+Counts = tuple[np.ndarray, np.ndarray]  # (above, tied) per user
+
+
+def encode(
+    batches: Iterable[tuple[list[np.ndarray], Any]],
+    encoder: Callable[[Any, Any, Any], Any],
+    frozen: Any,
+    params: Any,
+    mesh: Mesh,
+    rows: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """float32 [rows, R]: runs `encoder` over planned batches and puts every row where it belongs."""
+    out: np.ndarray | None = None
+    done = np.zeros(rows, bool)  # padding repeats rows, which are to be counted once
+    for index, batch in batches:
+        result = np.asarray(encoder(frozen, params, parallel.put_batch(batch, mesh)))
+        if out is None:
+            out = np.zeros((rows, result.shape[-1]), np.float32)
+        for positions, values in zip(index, result, strict=True):
+            out[positions] = values
+        before = done.sum()
+        done[np.concatenate(index)] = True
+        advance(int(done.sum() - before))
+    if out is None:
+        raise ValueError("nothing to encode")
+    return out
+
+
+def check_finite(
+    model: str, vectors: Vectors, user_keys: np.ndarray, item_keys: np.ndarray
+) -> None:
+    """Raises ValueError naming the first user or item whose vector is not finite (D42: NaN is no rank)."""
+    for kind, x, keys in (("user", vectors.user, user_keys), ("item", vectors.item, item_keys)):
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"{model}: the vector of {kind} '{keys[bad[0]]}' is not finite ({len(bad)} of {len(x)} {kind}s)"
+            )
+
+
+def sampled_ranking(vectors: Vectors, candidates: np.ndarray) -> Counts:
+    """Counts for candidates int [U, C], the target in column 0."""
+    counts = []
+    for start in range(0, len(candidates), USERS_PER_TILE):
+        tile = slice(start, start + USERS_PER_TILE)
+        item = vectors.item[candidates[tile]]
+        counts.append(metrics.count_above(np.einsum("ur,ucr->uc", vectors.user[tile], item)))
+    above, tied = zip(*counts, strict=True)
+    return np.concatenate(above), np.concatenate(tied)
+
+
+def full_ranking(
+    vectors: Vectors, targets: np.ndarray, seen: Callable[[int], np.ndarray] | None
+) -> Counts:
+    """Counts over the whole catalogue; `seen(row)` are item ids to skip (the target itself is never skipped)."""
+    above, tied = np.empty(len(targets), np.int64), np.empty(len(targets), np.int64)
+    for start in range(0, len(targets), USERS_PER_TILE):
+        tile = np.arange(start, min(start + USERS_PER_TILE, len(targets)))
+        scores = vectors.user[tile] @ vectors.item.T
+        own = scores[np.arange(len(tile)), targets[tile]][:, None]
+        allowed = np.ones(scores.shape, bool)
+        allowed[:, 0] = False
+        if seen is not None:
+            for row, user in enumerate(tile):
+                allowed[row, seen(int(user))] = False
+        allowed[np.arange(len(tile)), targets[tile]] = False
+        above[tile] = np.sum((scores > own) & allowed, axis=1)
+        tied[tile] = np.sum((scores == own) & allowed, axis=1)
+    return above, tied
+
+
+def selection_metric(
+    vectors: Vectors, candidates: np.ndarray, k: int, ties: str
+) -> dict[str, float]:
+    """hr@k, ndcg@k and mrr@k of sampled ranking: what validations look at (D24)."""
+    above, tied = sampled_ranking(vectors, candidates)
+    return {
+        f"{name}@{k}": float(metrics.metric(name, k, above, tied, ties).mean())
+        for name in metrics.GAINS
+    }
+
+
+def records(
+    model: str,
+    counts: dict[str, Counts],
+    slices: dict[str, np.ndarray],
+    cfg: config.Evaluate,
+    common: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Rows of results.json: one per protocol, slice, metric; empty slices are left out."""
+    rows = []
+    for protocol, (above, tied) in counts.items():
+        for name in metrics.GAINS:
+            for k in cfg.ks:
+                values = metrics.metric(name, k, above, tied, cfg.ties)
+                for part, mask in slices.items():
+                    if not mask.any():
+                        continue
+                    value, se = metrics.mean_and_se(values[mask])
+                    rows.append(
+                        {"model": model, **common, "protocol": protocol, "slice": part}
+                        | {
+                            "metric": f"{name}@{k}",
+                            "value": value,
+                            "se": se,
+                            "users": int(mask.sum()),
+                        }
+                    )
+    return rows
+
+
+def top_k(vectors: Vectors, row: int, skip: np.ndarray, k: int) -> np.ndarray:
+    """Item ids of the k best-scored items of one user, `skip` left out."""
+    scores = vectors.user[row] @ vectors.item.T
+    scores[0] = -np.inf
+    scores[skip] = -np.inf
+    return np.argsort(-scores, kind="stable")[:k]
+
+
+def popularity(dataset: Dataset, users: np.ndarray) -> Vectors:
+    """The order-blind, user-blind floor: training counts (S16)."""
+    return Vectors(np.ones((len(users), 1)), dataset.counts[:, None].astype(np.float64))

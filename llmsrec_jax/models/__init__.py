@@ -1,0 +1,1 @@
+"""Recommenders as modules: parameters and forward passes, no data access, no optimiser."""

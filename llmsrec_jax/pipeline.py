@@ -1,0 +1,473 @@
+"""The stages: prepare -> teacher -> tokens -> train -> evaluate. Each leaves an artefact keyed by the fields it depends on.
+
+A finished stage is skipped, an interrupted one resumes. Stages of other configurations live beside each other in
+one work folder, so that ablations share data, teacher and tokens.
+"""
+
+import dataclasses
+import os
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from llmsrec_jax import config, evaluate, loaders, parallel, results, train
+from llmsrec_jax.checkpoint import Checkpoints, Lock, Stage, write_json
+from llmsrec_jax.data import card as cards
+from llmsrec_jax.data import sampling, shop, sources, splits, storage
+from llmsrec_jax.data.interactions import UserSequences
+from llmsrec_jax.data.slices import slices
+from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.evaluate import Vectors
+from llmsrec_jax.llama import config as llama_config
+from llmsrec_jax.llama import weights
+from llmsrec_jax.models import llm4rec, sasrec
+from llmsrec_jax.prompts.prompts import PromptBuilder, Prompts
+from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, check_vocabulary, training_texts
+from llmsrec_jax.writer import Writer
+
+# Which fields change a stage's artefact. Fields that only change speed or display are in none of them.
+DATA = ("seed", "data", "evaluate.max_users", "evaluate.validation_users")
+TEACHER = (*DATA, "teacher", "evaluate.ties")
+TOKENS = (*DATA, "llm.path", "llm.revision", "llm.tokenizer", "prompts.wording")
+TRAIN = (
+    *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype"),
+    *("prompts", "head", "distill", "uniformity", "evaluate.score"),
+    *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),
+    *("train.negatives", "train.exclude", "train.validations_per_epoch", "train.patience"),
+    *("train.metric", "train.max_users"),
+)
+TEACHER_KEY, LLM_KEY = 1, 2  # random streams
+# a random backbone stands for pretrained weights: it does not change with the seed
+BACKBONE_SEED = 0
+TEACHER_ROWS = 512  # windows per encoding step
+SHOWN_TITLE = 70  # characters of a title on the console
+TRAINED_VOCABULARY = 1024  # of a tokenizer trained on the catalogue
+
+
+class Run:
+    """One configuration in one work folder: its stages, and their artefacts, each loaded once."""
+
+    def __init__(self, cfg: config.Config, workdir: Path, writer: Writer):
+        self.cfg, self.workdir, self.writer = cfg, workdir, writer
+        self.mesh = parallel.make_mesh(cfg.mesh.devices)
+        self.devices = self.mesh.devices.size
+
+    def stage(self, name: str, fields: tuple[str, ...]) -> Stage:
+        return Stage(self.workdir, name, self.cfg, fields)
+
+    def _finish(self, stage: Stage, job: train.Job, progress: train.Progress) -> None:
+        """Closes a training stage and says how it went, with the number of programs it had to compile."""
+        stage.finish(train.summary(progress))
+        early = ", stopped early" if progress.stopped else ""
+        self.writer.say(
+            f"{job.stage}: best {job.metric} {progress.best:.4f} at step {progress.best_step} of "
+            f"{job.total_steps}{early}; {parallel.programs(job.step)} compiled programs"
+        )
+
+    # prepare ------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Dataset, data card and the candidates of every evaluated user: made once, stored."""
+        stage, cfg = self.stage("data", DATA), self.cfg
+        inputs = storage.fingerprints([cfg.data.files.interactions, cfg.data.files.items])
+        if stage.finished:
+            if stage.info["inputs"] != inputs:
+                raise ValueError(
+                    f"{' or '.join(inputs)} changed since {stage.folder} was made of it: "
+                    "use another --workdir, or delete that folder"
+                )
+            self.writer.say(cards.render_card(stage.info["card"]))
+        else:
+            catalog, interactions, counts = sources.load(cfg.data, cfg.seed)
+            dataset, card = splits.prepare(catalog, interactions, cfg.data, cfg.seed, counts)
+            dataset.save(stage.folder)
+            self.writer.say(cards.render_card(card))
+            limits = {"valid": cfg.evaluate.validation_users, "test": cfg.evaluate.max_users}
+            for split, limit in limits.items():
+                users = splits.sample_users(dataset.eligible(split), limit, cfg.seed)
+                options = (cfg.data.negatives, cfg.data.sampling, cfg.seed)
+                candidates = sampling.candidates(dataset, split, users, *options)
+                sampling.save_candidates(stage.folder, split, users, candidates)
+            stage.finish({"card": card, "inputs": inputs})
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return Dataset.load(self.stage("data", DATA).folder)
+
+    def candidates(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """(users int32 [n], candidates int32 [n, C]) of `valid` or `test`."""
+        return sampling.load_candidates(self.stage("data", DATA).folder, split)
+
+    # teacher ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _teacher_model(self) -> tuple[nnx.GraphDef, nnx.State]:
+        key = jax.random.fold_in(jax.random.key(self.cfg.seed), TEACHER_KEY)
+        model = sasrec.SASRec(self.dataset.catalog.size, self.cfg.teacher, nnx.Rngs(params=key))
+        return nnx.split(model)
+
+    def teacher(self) -> None:
+        """Trains SASRec, or goes on training it; keeps the best checkpoint (D31)."""
+        stage, cfg = self.stage("teacher", TEACHER), self.cfg.teacher
+        if stage.finished:
+            return
+        graphdef, params = self._teacher_model
+        batches = loaders.TeacherBatches(self.dataset, cfg, self.cfg.seed, self.devices)
+        per_device = partial(train.teacher_step, model=graphdef, cfg=self.cfg, axis=parallel.AXIS)
+        step = parallel.train_wrapper(per_device, self.mesh)
+        per_epoch = batches.order.steps_per_epoch
+        total = per_epoch * cfg.epochs
+        every = per_epoch * cfg.validate_every
+        users, candidates = self.candidates("valid")
+        histories = self.dataset.inputs("valid", users)
+
+        def validate(state: train.State) -> dict[str, float]:
+            vectors = self._teacher_vectors(state.params, histories)
+            return evaluate.selection_metric(vectors, candidates, 10, self.cfg.evaluate.ties)
+
+        job = train.Job(
+            stage="teacher",
+            key=stage.key,
+            step=step,
+            frozen=jax.random.fold_in(jax.random.key(self.cfg.seed), TEACHER_KEY),
+            batches=partial(loaders.stream, batches),
+            put=partial(parallel.put_batch, mesh=self.mesh),
+            steps_per_epoch=per_epoch,
+            total_steps=total,
+            validate_at=[*range(every, total, every), total],
+            validate=validate,
+            metric="ndcg@10",
+            patience=cfg.patience,
+            lr_decay=1.0,
+            batch_users=batches.order.batch,
+            save_every_s=self.cfg.train.save_every_s,
+        )
+        state = train.init_state(params, cfg.lr, cfg.b2)
+        with Checkpoints(stage.folder, stage.key) as checkpoints:
+            progress = train.fit(
+                job, parallel.replicate(state, self.mesh), checkpoints, self.writer
+            )
+        self._finish(stage, job, progress)
+
+    @cached_property
+    def _teacher_params(self) -> nnx.State:
+        stage, cfg = self.stage("teacher", TEACHER), self.cfg.teacher
+        like = train.init_state(self._teacher_model[1], cfg.lr, cfg.b2)
+        with Checkpoints(stage.folder, stage.key) as checkpoints:
+            state = checkpoints.best(like) if cfg.keep == "best" else checkpoints.latest(like)
+        assert state is not None, "a finished stage has a checkpoint"
+        return state[0].params
+
+    @cached_property
+    def _teacher_encoder(self):
+        graphdef, _ = self._teacher_model
+        encode = lambda frozen, params, history: nnx.merge(graphdef, params).user_repr(history)
+        return parallel.encode_wrapper(encode, self.mesh)
+
+    def _teacher_users(self, params: nnx.State, histories: UserSequences) -> np.ndarray:
+        """O_u, float32 [n, E]."""
+        batches = loaders.window_batches(
+            histories, self.cfg.teacher.max_len, TEACHER_ROWS, self.devices
+        )
+        return evaluate.encode(
+            batches, self._teacher_encoder, (), params, self.mesh, len(histories)
+        )
+
+    def _teacher_vectors(self, params: nnx.State, histories: UserSequences) -> Vectors:
+        return Vectors(
+            self._teacher_users(params, histories), np.asarray(params["item_embedding"][...])
+        )
+
+    # tokens -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _located(self) -> tuple[llama_config.LlamaConfig, Path | None]:
+        """Shape and local folder of the backbone; no folder for a random one."""
+        return llama_config.locate(self.cfg.llm.path, self.cfg.llm.revision)
+
+    def tokens(self) -> None:
+        """The tokenizer and the catalogue's titles as token ids, once."""
+        stage = self.stage("tokens", TOKENS)
+        if stage.finished:
+            return
+        tokenizer = self._find_tokenizer()
+        tokenizer.save(stage.folder / "tokenizer")
+        items = ItemTokens.build(tokenizer, self.dataset.catalog, self.cfg.prompts.wording)
+        items.save(stage.folder / "items")
+        stage.finish({"fingerprint": tokenizer.fingerprint, "vocabulary": tokenizer.vocab_size})
+
+    def require_titles(self) -> None:
+        """Stops before the long work: LLM-SRec needs a catalogue with titles."""
+        if not self.dataset.catalog.has_title.any():
+            raise ValueError(
+                "LLM-SRec reads item titles and this catalogue has none: set data.files.items "
+                "(and data.files.title_column), or use --mode=teacher"
+            )
+
+    def _find_tokenizer(self) -> Tokenizer:
+        wanted, catalog = self.cfg.llm.tokenizer, self.dataset.catalog
+        folder = (
+            llama_config.resolve(wanted) if wanted not in ("", "catalogue") else self._located[1]
+        )
+        if wanted != "catalogue" and folder is not None:
+            return Tokenizer.load(folder)
+        texts = training_texts(catalog, self.cfg.prompts.wording, self.dataset.train.times)
+        return Tokenizer.train(texts, TRAINED_VOCABULARY)
+
+    @cached_property
+    def builder(self) -> PromptBuilder:
+        folder = self.stage("tokens", TOKENS).folder
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        wording, catalog = self.cfg.prompts.wording, self.dataset.catalog
+        items = ItemTokens.load(folder / "items", tokenizer, catalog, wording)
+        room = min(self.cfg.prompts.max_tokens, self._located[0].max_positions)
+        prompts = dataclasses.replace(self.cfg.prompts, max_tokens=room)
+        return PromptBuilder(tokenizer, items, catalog, prompts)
+
+    # LLM-SRec -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
+        (shape, folder), tokenizer = self._located, self.builder.tokenizer
+        dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}.get(self.cfg.llm.dtype) or (
+            jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        )
+        if dtype == jnp.float32:  # accelerators would round the factors of float32 products
+            jax.config.update("jax_default_matmul_precision", "highest")
+        if folder is None:
+            self.writer.say(f"{self.cfg.llm.path}: a backbone of random weights, a toy")
+            llama = weights.random(shape, BACKBONE_SEED, dtype, tokenizer.vocab_size)
+        else:
+            check_vocabulary(tokenizer, shape.vocab)
+            llama = weights.load(folder, shape, dtype)
+        graphdef, state = nnx.split(llama)
+        return graphdef, parallel.replicate(state, self.mesh)
+
+    @cached_property
+    def frozen(self) -> llm4rec.Frozen:
+        items = jnp.asarray(self._teacher_params["item_embedding"][...])
+        return llm4rec.Frozen(self._backbone[1], parallel.replicate(items, self.mesh))
+
+    @cached_property
+    def _llm_model(self) -> tuple[nnx.GraphDef, nnx.State]:
+        table = nnx.merge(*self._backbone).table[...].astype(jnp.float32)
+        key = jax.random.fold_in(jax.random.key(self.cfg.seed), LLM_KEY)
+        model = llm4rec.LLMSRec(
+            self.cfg.teacher.d,
+            table.shape[1],
+            self.cfg.head,
+            (float(table.mean()), float(table.std())),
+            nnx.Rngs(params=key),
+        )
+        return nnx.split(model)
+
+    @cached_property
+    def _user_encoder(self):
+        model, llama, slots = self._llm_model[0], self._backbone[0], self.cfg.prompts.history_len
+        encode = lambda frozen, params, batch: llm4rec.encode_users(
+            nnx.merge(model, params), nnx.merge(llama, frozen.llama), batch, frozen.cf_items, slots
+        )
+        return parallel.encode_wrapper(encode, self.mesh)
+
+    @cached_property
+    def _item_encoder(self):
+        model, llama = self._llm_model[0], self._backbone[0]
+        encode = lambda frozen, params, batch: llm4rec.encode_items(
+            nnx.merge(model, params), nnx.merge(llama, frozen.llama), batch, frozen.cf_items
+        )
+        return parallel.encode_wrapper(encode, self.mesh)
+
+    def _llm_vectors(
+        self, params: nnx.State, users: Prompts, items: Prompts, item_ids: np.ndarray, title: str
+    ) -> Vectors:
+        """Vectors of the prompts; rows of items that are not in `item_ids` stay 0."""
+        rows, shapes = self.cfg.evaluate.batch, self.cfg.evaluate.shapes
+        encoded = []
+        for prompts, encoder in ((users, self._user_encoder), (items, self._item_encoder)):
+            batches = loaders.encoding_batches(prompts, rows, self.devices, shapes)
+            with self.writer.progress(title, len(prompts.prefix_len), unit="prompts") as bar:
+                encoded.append(
+                    evaluate.encode(
+                        *(batches, encoder, self.frozen, params),
+                        *(self.mesh, len(prompts.prefix_len), bar.update),
+                    )
+                )
+        table = np.zeros((self.dataset.catalog.size, encoded[1].shape[1]), np.float32)
+        table[item_ids] = encoded[1]
+        vectors = Vectors(encoded[0], table)
+        return vectors.cosine() if self.cfg.evaluate.score == "cosine" else vectors
+
+    def train(self) -> None:
+        """Trains LLM-SRec, or goes on training it; the best checkpoint by validation is kept."""
+        stage, cfg = self.stage("checkpoints", TRAIN), self.cfg.train
+        if stage.finished:
+            return
+        users = splits.sample_users(self.dataset.eligible("train"), cfg.max_users, self.cfg.seed)
+        cf_user_repr = self._teacher_users(
+            self._teacher_params, self.dataset.inputs("train", users)
+        )
+        batches = loaders.LLMBatches(
+            self.dataset, users, self.builder, cf_user_repr, self.cfg, self.devices
+        )
+        graphdef, params = self._llm_model
+        per_device = partial(
+            train.llm_step,
+            model=graphdef,
+            llama=self._backbone[0],
+            cfg=self.cfg,
+            axis=parallel.AXIS,
+        )
+        step = parallel.train_wrapper(per_device, self.mesh)
+        per_epoch = batches.order.steps_per_epoch
+        valid_users, candidates = self.candidates("valid")
+        prompts = self.builder.users(self.dataset.inputs("valid", valid_users))
+        item_ids, k = np.unique(candidates), int(cfg.metric.partition("@")[2])
+        items = self.builder.items(item_ids)
+
+        def validate(state: train.State) -> dict[str, float]:
+            vectors = self._llm_vectors(state.params, prompts, items, item_ids, "validation")
+            return evaluate.selection_metric(vectors, candidates, k, self.cfg.evaluate.ties)
+
+        job = train.Job(
+            stage="train",
+            key=stage.key,
+            step=step,
+            frozen=self.frozen,
+            batches=partial(loaders.stream, batches),
+            put=partial(parallel.put_batch, mesh=self.mesh),
+            steps_per_epoch=per_epoch,
+            total_steps=per_epoch * cfg.epochs,
+            validate_at=train.validation_steps(per_epoch, cfg.epochs, cfg.validations_per_epoch),
+            validate=validate,
+            metric=cfg.metric,
+            patience=cfg.patience,
+            lr_decay=cfg.lr_decay if cfg.lr_schedule == "decay" else 1.0,
+            batch_users=batches.order.batch,
+            save_every_s=cfg.save_every_s,
+        )
+        state = train.init_state(params, cfg.lr, cfg.b2)
+        with Checkpoints(stage.folder, stage.key) as checkpoints:
+            progress = train.fit(
+                job, parallel.replicate(state, self.mesh), checkpoints, self.writer
+            )
+        self._finish(stage, job, progress)
+        self._say_trimmed("training and validation")
+
+    def _say_trimmed(self, when: str) -> None:
+        """Reports prompts that were too long, counted since the last report (D19)."""
+        trimmed = self.builder.trimmed
+        if trimmed["lost_items"] or trimmed["lost_title_tokens"]:
+            self.writer.say(
+                f"prompts of {when}: of {trimmed['prompts']} built, {trimmed['lost_items']} lost their oldest "
+                f"items and {trimmed['lost_title_tokens']} lost title tokens (prompts.max_tokens, D19)"
+            )
+        trimmed.update(dict.fromkeys(trimmed, 0))
+
+    def require_trained(self) -> None:
+        """Stops before the long work: --mode=evaluate trains nothing."""
+        if not self.stage("checkpoints", TRAIN).finished:
+            raise ValueError(
+                f"LLM-SRec is not trained for this configuration in {self.workdir}: "
+                "run --mode=train (or run) first"
+            )
+
+    def _llm_params(self) -> nnx.State:
+        stage, cfg = self.stage("checkpoints", TRAIN), self.cfg.train
+        like = train.init_state(self._llm_model[1], cfg.lr, cfg.b2)
+        with Checkpoints(stage.folder, stage.key) as checkpoints:
+            state = checkpoints.best(like)
+        assert state is not None, "a finished stage has a best checkpoint"
+        return parallel.replicate(state[0].params, self.mesh)
+
+    # evaluate -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, with_llm: bool) -> None:
+        """The test set, once, for every model on the same candidates; writes results.json and shows tables."""
+        users, candidates = self.candidates("test")
+        histories = self.dataset.inputs("test", users)
+        models: dict[str, tuple[Vectors, tuple[str, ...]]] = {
+            "popularity": (evaluate.popularity(self.dataset, users), DATA),
+            "teacher": (self._teacher_vectors(self._teacher_params, histories), TEACHER),
+        }
+        if with_llm:
+            every = np.arange(1, self.dataset.catalog.size)
+            vectors = self._llm_vectors(
+                *(self._llm_params(), self.builder.users(histories), self.builder.items(every)),
+                *(every, "test"),
+            )
+            models[results.label(self.cfg)] = (vectors, TRAIN)
+            self._say_trimmed("the test set")
+        if self.cfg.data.source == "shop":
+            made = shop.generate(self.cfg.data.shop, self.cfg.seed)
+            models["bayes bound"] = (Vectors(*made.bayes(self.dataset, users, "test")), DATA)
+        masks = slices(self.dataset, "test", users)
+        targets = self.dataset.targets("test", users)
+        seen = (lambda row: histories[row][0]) if self.cfg.evaluate.mask_seen else None
+        rows = []
+        for name, (vectors, fields) in models.items():
+            evaluate.check_finite(
+                name, vectors, self.dataset.user_keys[users], self.dataset.catalog.keys
+            )
+            counts = {
+                "sampled": evaluate.sampled_ranking(vectors, candidates),
+                "full": evaluate.full_ranking(vectors, targets, seen),
+            }
+            common = results.common(self.cfg, fields, self.dataset.name, candidates)
+            rows += evaluate.records(name, counts, masks, self.cfg.evaluate, common)
+        merged = results.merge(self.workdir / "results.json", rows)
+        self.writer.say(results.tables(merged, rows[-1]))
+        self._show_users(models, users, histories, targets)
+
+    def _show_users(self, models, users, histories, targets) -> None:
+        catalog = self.dataset.catalog
+        title = lambda i: catalog.titles[i] if catalog.has_title[i] else f"item {catalog.keys[i]}"
+        short = lambda i: title(i) if len(title(i)) <= SHOWN_TITLE else f"{title(i)[:SHOWN_TITLE]}…"
+        for row in range(min(self.cfg.evaluate.show_users, len(users))):
+            items, _ = histories[row]
+            last = items[-self.cfg.prompts.history_len :]
+            of = "all" if len(last) == len(items) else f"the last {len(last)} of"
+            lines = [f"user {self.dataset.user_keys[users[row]]}, {of} {len(items)} items:"]
+            lines += [f"    {short(i)}" for i in last]
+            lines.append(f"  next: {short(targets[row])} (* where it is among the top 5)")
+            for name, (vectors, _) in models.items():
+                best = evaluate.top_k(vectors, row, items, 5)
+                marked = [("* " if i == targets[row] else "") + short(i) for i in best]
+                lines.append(f"  {name}: " + " | ".join(marked))
+            self.writer.say("\n".join(lines))
+
+
+TRAIN_STEPS = (Run.prepare, Run.require_titles, Run.teacher, Run.tokens, Run.train)
+STEPS = {  # mode -> what it does, in order
+    "prepare": (Run.prepare,),
+    "teacher": (Run.prepare, Run.teacher, partial(Run.evaluate, with_llm=False)),
+    "train": TRAIN_STEPS,
+    "evaluate": (Run.require_trained, *TRAIN_STEPS, partial(Run.evaluate, with_llm=True)),
+    "run": (*TRAIN_STEPS, partial(Run.evaluate, with_llm=True)),
+}
+
+
+def keep_compiled() -> None:
+    """Compiled programs serve later runs too; JAX_COMPILATION_CACHE_DIR says where, if set."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "llmsrec_jax"))
+
+
+def run(cfg: config.Config, workdir: Path, mode: str = "run") -> None:
+    """Runs the stages of `mode` in `workdir`.
+
+    Raises:
+      ValueError: a wrong configuration or bad data; the message says what to do.
+      train.Interrupted: SIGINT or SIGTERM; the same command goes on from there.
+    """
+    config.validate(cfg)
+    keep_compiled()
+    with Lock(workdir), Writer(workdir) as writer:
+        write_json(workdir / "config.json", config.to_dict(cfg))
+        job = Run(cfg, workdir, writer)
+        for step in STEPS[mode]:
+            step(job)

@@ -1,0 +1,1 @@
+"""Prompts as token arrays: templates, cached pieces, static shapes."""

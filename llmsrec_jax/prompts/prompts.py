@@ -1,0 +1,278 @@
+"""Prompts from cached pieces: histories and items in, ragged token ids with slots out (Table 2 (b), D17-D20)."""
+
+import threading
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llmsrec_jax import config
+from llmsrec_jax.batch import HISTORY, OUT
+from llmsrec_jax.data.interactions import Catalog, UserSequences, offsets_of, spans
+from llmsrec_jax.prompts.pieces import Pieces, Spans
+from llmsrec_jax.prompts.templates import DAY_MS, template
+from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer
+
+_MIN_TITLE = 4  # tokens: truncation='title' drops items rather than cut titles shorter than this
+_CACHE_LIMIT = 1 << 26  # ids kept in a piece cache (256 MiB)
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # years 1 to 9999, days since 1970
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """n prompts, ragged. The Out slot is the last token of each."""
+
+    ids: np.ndarray  # int32 [N]; 0 at slots
+    kind: np.ndarray  # int8 [N] TOKEN | HISTORY | OUT
+    slot_item: np.ndarray  # int32 [N] item id at HISTORY slots, else 0
+    offsets: np.ndarray  # int64 [n+1]
+    prefix_len: np.ndarray  # int32 [n] tokens before the first slot
+
+    def __len__(self) -> int:
+        return len(self.prefix_len)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n] tokens, slots included."""
+        return np.diff(self.offsets)
+
+    @property
+    def live_lengths(self) -> np.ndarray:
+        """int64 [n] tokens from the first slot on."""
+        return self.lengths - self.prefix_len
+
+    def take(self, rows: np.ndarray) -> "Prompts":
+        """Prompts of `rows`, in that order."""
+        rows = np.asarray(rows, np.int64)
+        lengths = self.lengths[rows]
+        index = spans(self.offsets[rows], lengths)
+        return Prompts(
+            self.ids[index],
+            self.kind[index],
+            self.slot_item[index],
+            offsets_of(lengths),
+            self.prefix_len[rows],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Blocks:
+    """The M blocks `head title slot` of n prompts, prompt by prompt."""
+
+    count: int  # n
+    prompt: np.ndarray  # int64 [M] ascending
+    item: np.ndarray  # int64 [M] of the slot
+    heads: Spans  # [M]
+    titles: Spans  # [M]
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """int64 [n]: values [M] added up per prompt."""
+        return np.bincount(self.prompt, weights=values, minlength=self.count).astype(np.int64)
+
+    def assemble(self, outro: np.ndarray) -> Prompts:
+        """All prompts, each with the outro (int32 ids) and the Out slot behind its blocks."""
+        text = self.heads.length + self.titles.length
+        offsets = offsets_of(self.sums(text + 1) + len(outro) + 1)
+        start = np.cumsum(text + 1) - (text + 1) + self.prompt * (len(outro) + 1)
+        slot, out = start + text, offsets[1:] - 1
+        ids = np.zeros(offsets[-1], np.int32)
+        for piece, at in ((self.heads, start), (self.titles, start + self.heads.length)):
+            ids[spans(at, piece.length)] = piece.source[spans(piece.start, piece.length)]
+        ids[out[:, None] - len(outro) + np.arange(len(outro))] = outro
+        kind = np.zeros(len(ids), np.int8)
+        kind[slot], kind[out] = HISTORY, OUT
+        slot_item = np.zeros(len(ids), np.int32)
+        slot_item[slot] = self.item
+        first = np.searchsorted(self.prompt, np.arange(self.count))
+        return Prompts(ids, kind, slot_item, offsets, text[first].astype(np.int32))
+
+
+class PromptBuilder:
+    """Builds prompts. `trimmed` counts, over all calls, prompts that lost items or title tokens (D19)."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, item_tokens: ItemTokens, catalog: Catalog, cfg: config.Prompts
+    ):
+        """Takes item tokens built from the same tokenizer, catalogue and wording.
+
+        Raises:
+          ValueError: they are not, or `max_tokens` is too small for the template.
+        """
+        owner = (tokenizer.fingerprint, cfg.wording, len(catalog.titles))
+        key = item_tokens.key
+        if owner != (key["tokenizer"], key["wording"], len(item_tokens.lengths)):
+            raise ValueError(
+                "item tokens of another tokenizer, catalogue or wording; build them anew"
+            )
+        self.tokenizer, self._tokens, self._cfg = tokenizer, item_tokens, cfg
+        self._titles, self._form = catalog.titles, template(cfg.wording)
+        form = self._form
+        outros = [form.close + form.user_outro, form.item_outro]
+        encoded = tokenizer.encode_batch(outros, after_slot=True)
+        self._user_outro, self._item_outro = (np.array(ids, np.int32) for ids in encoded)
+        intro = tokenizer.bos_ids + tokenizer.encode(form.item_intro)
+        self._item_intro = np.array(intro if item_tokens.splittable else [], np.int32)
+        self._heads, self._segments = Pieces(), Pieces()
+        self._lock = threading.Lock()
+        self.trimmed = {"prompts": 0, "lost_items": 0, "lost_title_tokens": 0}
+        opening = tokenizer.encode(form.opening(10, form.date(20_000), first=True))
+        fixed = len(tokenizer.bos_ids) + len(opening) + len(self._user_outro) + 2
+        if cfg.max_tokens < fixed + _MIN_TITLE:
+            raise ValueError(
+                f"prompts.max_tokens={cfg.max_tokens}, but the template alone takes {fixed} tokens; "
+                f"use at least {fixed + _MIN_TITLE}"
+            )
+
+    def users(self, histories: UserSequences) -> Prompts:
+        """User prompts of whole histories; the last `history_len` items are used.
+
+        Raises:
+          ValueError: an empty history, or a time that is no date.
+        """
+        blocks, kept, is_cut = self._user_blocks(histories)
+        lost = kept < np.minimum(histories.lengths, self._cfg.history_len)
+        self._count(len(kept), lost.sum(), is_cut.sum())
+        return blocks.assemble(self._user_outro)
+
+    def user_lengths(self, histories: UserSequences) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 [n], int64 [n]): prefix and live lengths of `users(histories)`, at a fraction of the work."""
+        blocks, kept, _ = self._user_blocks(histories)
+        text = blocks.heads.length + blocks.titles.length
+        prefix = text[np.cumsum(kept) - kept]
+        return prefix, blocks.sums(text + 1) + len(self._user_outro) + 1 - prefix
+
+    def items(self, item_ids: np.ndarray) -> Prompts:
+        """Item prompts of ids (int [n]).
+
+        Raises:
+          ValueError: an id outside the catalogue, or the pad.
+        """
+        items, n = np.asarray(item_ids, np.int64), len(self._titles)
+        if len(items) and not (0 < items.min() and items.max() < n):
+            raise ValueError(f"item ids {items.min()}..{items.max()} are not all in 1..{n - 1}")
+        intro = np.full(len(items), len(self._item_intro))
+        length = self._tokens.offsets[items + 1] - self._tokens.offsets[items]
+        room = self._cfg.max_tokens - intro - len(self._item_outro) - 2
+        self._count(len(items), 0, (length > room).sum())
+        heads = Spans(self._item_intro, np.zeros_like(intro), intro)
+        titles = Spans(self._tokens.ids, self._tokens.offsets[items], np.minimum(length, room))
+        return _Blocks(len(items), np.arange(len(items)), items, heads, titles).assemble(
+            self._item_outro
+        )
+
+    def _count(self, prompts: int, lost_items: int, lost_title_tokens: int) -> None:
+        with self._lock:
+            for name, number in zip(
+                self.trimmed, (prompts, lost_items, lost_title_tokens), strict=True
+            ):
+                self.trimmed[name] += int(number)
+
+    def _user_blocks(self, histories: UserSequences) -> tuple[_Blocks, np.ndarray, np.ndarray]:
+        """(blocks, items kept [n], whether titles were cut [n]), within max_tokens."""
+        counts = histories.lengths
+        if len(counts) and counts.min() < 1:
+            raise ValueError(f"user row {np.argmin(counts)} has an empty history")
+        everyone, kept = np.arange(len(counts)), np.minimum(counts, self._cfg.history_len)
+        blocks, room = self._blocks(histories, everyone, kept)
+        over = np.flatnonzero((self._wanted(blocks) > room) & (kept > 1))
+        if len(over):
+            while len(over):  # at most history_len rounds, on ever fewer prompts
+                kept[over] -= 1
+                some, space = self._blocks(histories, over, kept[over])
+                over = over[(self._wanted(some) > space) & (kept[over] > 1)]
+            blocks, room = self._blocks(histories, everyone, kept)
+        is_cut = blocks.sums(blocks.titles.length) > room
+        if is_cut.any():
+            blocks = self._cut(blocks, room)
+        return blocks, kept, is_cut
+
+    def _wanted(self, blocks: _Blocks) -> np.ndarray:
+        """int64 [n]: title tokens for which an item is dropped rather than do with fewer."""
+        length = blocks.titles.length
+        if self._cfg.truncation == "title":
+            length = np.minimum(length, _MIN_TITLE)
+        return blocks.sums(length)
+
+    def _cut(self, blocks: _Blocks, room: np.ndarray) -> _Blocks:
+        """Titles shortened evenly to `room` tokens [n] per prompt. A cut title ends without its quote."""
+        if room.min() < 0:
+            raise ValueError(
+                f"prompts.max_tokens={self._cfg.max_tokens} has no room for a title of user row "
+                f"{np.argmin(room)}: add at least {_MIN_TITLE - room.min()}"
+            )
+        length, prompt = blocks.titles.length, blocks.prompt
+        low, high = np.zeros(blocks.count, np.int64), np.full(blocks.count, length.max())
+        while (low < high).any():  # the greatest length that fits, by bisection
+            middle = (low + high + 1) // 2
+            fits = blocks.sums(np.minimum(length, middle[prompt])) <= room
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
+        titles = blocks.titles._replace(length=np.minimum(length, low[prompt]))
+        return replace(blocks, titles=titles)
+
+    def _blocks(
+        self, histories: UserSequences, rows: np.ndarray, kept: np.ndarray
+    ) -> tuple[_Blocks, np.ndarray]:
+        """(blocks of the last `kept[i]` items of user `rows[i]`, room for title tokens [n])."""
+        prompt = np.repeat(np.arange(len(rows)), kept)
+        index = spans(histories.offsets[rows + 1] - kept, kept)
+        begin = histories.offsets[rows]
+        if self._cfg.numbering == "window":
+            begin = histories.offsets[rows + 1] - kept
+        number = index - begin[prompt] + 1
+        is_first = np.diff(prompt, prepend=-1) > 0
+        heads, titles = self._pieces(
+            histories.items[index].astype(np.int64), number, histories.times[index], is_first
+        )
+        blocks = _Blocks(len(rows), prompt, histories.items[index], heads, titles)
+        fixed = blocks.sums(heads.length + 1) + len(self._user_outro) + 1
+        return blocks, self._cfg.max_tokens - fixed
+
+    def _pieces(
+        self, items: np.ndarray, number: np.ndarray, times: np.ndarray, is_first: np.ndarray
+    ) -> tuple[Spans, Spans]:
+        """Heads and titles of blocks [M]; in a tokenizer that cannot be cut between them, of one encoding."""
+        days = times // DAY_MS
+        if len(days) and not (_FIRST_DAY <= days.min() and days.max() <= _LAST_DAY):
+            raise ValueError("a time is outside the years 1 to 9999; check data.files.time_unit")
+        codes = ((number * 2 + is_first) << 32) + (days - _FIRST_DAY)
+        with self._lock:
+            if max(self._heads.size, self._segments.size) > _CACHE_LIMIT:
+                self._heads, self._segments = Pieces(), Pieces()
+            rows = self._heads.rows(codes, self._encode_heads)
+            heads = self._heads.spans(rows)
+            if self._tokens.splittable:
+                start = self._tokens.offsets[items]
+                return heads, Spans(
+                    self._tokens.ids, start, self._tokens.offsets[items + 1] - start
+                )
+            segments = self._segments.spans(
+                self._segments.rows((rows << 32) + items, self._encode_segments)
+            )
+        # at most what cutting the title must spare
+        head = np.minimum(heads.length, segments.length)
+        return segments._replace(length=head), segments._replace(
+            start=segments.start + head, length=segments.length - head
+        )
+
+    def _opening(self, code: int) -> tuple[str, bool]:
+        """Text before a title, and whether it opens the prompt."""
+        number, is_first, day = code >> 33, bool(code >> 32 & 1), (code & 0xFFFFFFFF) + _FIRST_DAY
+        return self._form.opening(number, self._form.date(day), first=is_first), is_first
+
+    def _encode_heads(self, codes: list[int]) -> list[list[int]]:
+        return self._encode([self._opening(code) for code in codes])
+
+    def _encode_segments(self, codes: list[int]) -> list[list[int]]:
+        texts = []
+        for code in codes:
+            opening, is_first = self._opening(self._heads.code(code >> 32))
+            texts.append((opening + self._form.titled(self._titles[code & 0xFFFFFFFF]), is_first))
+        return self._encode(texts)
+
+    def _encode(self, texts: list[tuple[str, bool]]) -> list[list[int]]:
+        """Ids of (text, whether it opens the prompt); BOS included where it does."""
+        opening = [text for text, is_first in texts if is_first]
+        later = [text for text, is_first in texts if not is_first]
+        opening_ids = iter(self.tokenizer.encode_batch(opening, after_slot=False))
+        later_ids = iter(self.tokenizer.encode_batch(later, after_slot=True))
+        bos = self.tokenizer.bos_ids
+        return [bos + next(opening_ids) if first else next(later_ids) for _, first in texts]

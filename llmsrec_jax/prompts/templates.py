@@ -1,0 +1,97 @@
+"""Prompts as data: the retrieval prompts of Table 2 (b), in the authors' wording and as the paper prints them (D18).
+
+A user prompt is, item by item, `head title [HistoryEmb]`, then an outro and [UserOut]. An item prompt is
+`intro title [HistoryEmb] outro [ItemOut]`. What stands after an Out slot cannot reach it (causal attention) and is left out.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+DAY_MS = 86_400_000
+USER_SLOT, ITEM_SLOT, HISTORY_SLOT = "[UserOut]", "[ItemOut]", "[HistoryEmb]"
+SPECIAL = (
+    "[PAD]",
+    "</s>",
+    "[UserRep]",
+    HISTORY_SLOT,
+    USER_SLOT,
+    ITEM_SLOT,
+    "[CLS]",
+)  # authors' order
+
+
+@dataclass(frozen=True)
+class Template:
+    """Literal pieces. `title` starts with a space: the place where most tokenizers can be cut."""
+
+    user_intro: str
+    head: str  # of one history item; fields {number} and {date}
+    title: str  # field {title}
+    close: str  # after an item's slot
+    separator: str  # between items
+    user_outro: str
+    item_intro: str
+    item_outro: str
+    date_separator: str
+
+    def opening(self, number: int, date: str, *, first: bool) -> str:
+        """Text before an item's title: from the start of the prompt, or from the previous item's slot on."""
+        before = self.user_intro if first else self.close + self.separator
+        return before + self.head.format(number=number, date=date)
+
+    def date(self, day: int) -> str:
+        """Year, month, day of a day since 1970-01-01, UTC."""
+        return str(np.datetime64(day, "D")).replace("-", self.date_separator)
+
+    def titled(self, title: str) -> str:
+        """Text from the cut before a title up to its slot; braces in titles are ordinary text."""
+        return self.title.replace("{title}", title)
+
+    def user(self, items: list[tuple[int, str, str]]) -> str:
+        """The whole user prompt of (number, date, title) triples, slots spelled out."""
+        text = ""
+        for i, (number, date, title) in enumerate(items):
+            text += self.opening(number, date, first=i == 0) + self.titled(title) + HISTORY_SLOT
+        return text + self.close + self.user_outro + USER_SLOT
+
+    def item(self, title: str) -> str:
+        """The whole item prompt, slots spelled out."""
+        return self.item_intro + self.titled(title) + HISTORY_SLOT + self.item_outro + ITEM_SLOT
+
+
+TEMPLATES = {
+    "reference": Template(
+        user_intro="This user has made a series of purchases in the following order: ",
+        head="Item No.{number}, Time: {date},",
+        title=' "{title}"',
+        close="",
+        separator=",",
+        user_outro=". Based on this sequence of purchases, generate user representation token:",
+        item_intro="The item title and item embedding are as follows:",
+        item_outro=", then generate item representation token:",
+        date_separator="-",
+    ),
+    "paper": Template(
+        user_intro="This user has made a series of purchases in the following order: (History Item List: ",
+        head="[No.{number} Time: {date} Title:",
+        title=" {title}, ",
+        close="]",
+        separator=", ",
+        user_outro="). Based on this sequence of purchases, generate user representation token: ",
+        item_intro='The item title and item embedding are as follows: "Title":',
+        item_outro=", then generate item representation token: ",
+        date_separator="/",
+    ),
+}
+
+
+def template(wording: str) -> Template:
+    """The template of `config.prompts.wording`.
+
+    Raises:
+      ValueError: no such wording.
+    """
+    if wording not in TEMPLATES:
+        raise ValueError(f"prompts.wording={wording!r}; use one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[wording]

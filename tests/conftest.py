@@ -1,0 +1,44 @@
+"""Fixtures shared by the suite. Set before jax is imported: CPU, two fake devices, programs kept for this session."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    )
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+if (
+    "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # for this session alone: no file of it is ever half written by another
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real data and oracles; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("LLMSREC_SHARED", REPO.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no shared data at {folder}: set LLMSREC_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Path:
+    """Folder of one oracle set (arrays recorded from the authors' code)."""
+    default = Path(os.environ.get("LLMSREC_SHARED", REPO.parent / "shared")) / "oracle" / "public"
+    folder = Path(os.environ.get("LLMSREC_ORACLE", default))
+    if not (folder / "heads.npz").is_file():
+        pytest.skip(f"no oracle arrays at {folder}: set LLMSREC_ORACLE")
+    return folder

@@ -1,0 +1,213 @@
+"""Static shapes: padding, groups, sorted blocks."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from llmsrec_jax.batch import HISTORY, OUT
+from llmsrec_jax.prompts import plan
+from tests.prompts import cases
+
+USERS = [[(1, 14_000)], [(i, 14_000 + i) for i in range(1, 14)], [(2, 1), (3, 2)]]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return cases.builder(cases.made("byte_level"), max_tokens=4096).users(cases.histories(USERS))
+
+
+def lengths(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Prefix and live lengths like those of user prompts."""
+    rng = np.random.default_rng(seed)
+    title = np.minimum(rng.lognormal(3.2, 0.5, (n, 10)), 200).astype(np.int64)
+    used = np.arange(10) < np.minimum(rng.geometric(0.2, n) + 1, 10)[:, None]
+    return 30 + title[:, 0], 20 + ((15 + title) * used)[:, 1:].sum(axis=1)
+
+
+class TestFill:
+    def test_prefix_then_live(self, prompts):
+        shape = (3, int(prompts.prefix_len.max()), int(prompts.live_lengths.max()))
+        batch = plan.fill(prompts, np.array([2, 0, 1]), shape)
+        for row, source in enumerate([2, 0, 1]):
+            p, t = batch.prefix_len[row], batch.length[row]
+            span = slice(prompts.offsets[source], prompts.offsets[source + 1])
+            assert (p, t) == (prompts.prefix_len[source], prompts.live_lengths[source])
+            ids = np.concatenate([batch.prefix_ids[row, :p], batch.ids[row, :t]])
+            np.testing.assert_array_equal(ids, prompts.ids[span])
+            assert batch.kind[row, 0] == HISTORY and batch.kind[row, t - 1] == OUT
+            np.testing.assert_array_equal(batch.slot_item[row, :t], prompts.slot_item[span][p:])
+            assert not batch.prefix_ids[row, p:].any()
+            for field in (batch.ids, batch.kind, batch.slot_item):
+                assert not field[row, t:].any()
+        dtypes = [np.int32, np.int32, np.int32, np.int8, np.int32, np.int32]
+        assert [field.dtype for field in batch] == dtypes
+
+    @pytest.mark.parametrize("prefix", [0, 8, 32])
+    def test_prefix_beyond_the_shape_is_live(self, prompts, prefix):
+        rows = np.arange(3)
+        batch = plan.fill(prompts, rows, (3, prefix, int(prompts.lengths.max()) - prefix))
+        assert (batch.prefix_len == prefix).all()
+        for row in rows:
+            span = slice(prompts.offsets[row], prompts.offsets[row + 1])
+            ids = np.concatenate([batch.prefix_ids[row], batch.ids[row, : batch.length[row]]])
+            np.testing.assert_array_equal(ids, prompts.ids[span])
+            kind = batch.kind[row, : batch.length[row]]
+            np.testing.assert_array_equal(kind, prompts.kind[span][prefix:])
+
+    def test_what_does_not_fit_is_refused(self, prompts):
+        longest = int(prompts.live_lengths.max())
+        with pytest.raises(ValueError, match="prompt 1 has"):
+            plan.fill(prompts, np.arange(3), (3, 200, longest - 1))
+        with pytest.raises(ValueError, match="3 prompts for a shape of 4 rows"):
+            plan.fill(prompts, np.arange(3), (4, 200, longest))
+
+
+def draw(prefix, live, rows):
+    """A batch sorted by length."""
+    rows = rows[np.lexsort((prefix[rows], (prefix + live)[rows]))]
+    return prefix[rows], live[rows]
+
+
+class TestGroups:
+    def test_shapes_are_few_aligned_and_sorted_by_cost(self):
+        prefix, live = lengths()
+        shapes = plan.plan_groups(prefix, live, batch=20, groups=3, max_shapes=4)
+        assert 1 < len(shapes) <= 4
+        for one in shapes:
+            assert len(one) == 3 and sum(s.rows for s in one) == 20
+            assert all(s.prefix % 8 == 0 and s.live % 8 == 0 for s in one)
+            assert all(s.live % 16 == 0 for s in one if s.live > 256)
+        costs = [sum(s.rows * (s.prefix + 2 * s.live) for s in one) for one in shapes]
+        assert costs == sorted(costs)
+
+    def test_deterministic(self):
+        plans = [plan.plan_groups(*lengths(), 20, 3, 4, seed=s) for s in (1, 1)]
+        assert plans[0] == plans[1]
+
+    @pytest.mark.parametrize(("batch", "groups"), [(1, 3), (2, 3), (7, 1), (20, 3), (80, 8)])
+    def test_last_holds_any_batch(self, batch, groups):
+        prefix, live = lengths(400)
+        shapes = plan.plan_groups(prefix, live, batch, groups, 3)
+        worst = (
+            np.argsort(live)[-batch:],
+            np.argsort(prefix)[-batch:],
+            np.argsort(prefix + live)[-batch:],
+        )
+        for rows in worst:
+            assert plan.choose(shapes[-1:], *draw(prefix, live, rows)) == shapes[-1]
+
+    def test_bounds_over_devices_widen_the_last(self):
+        prefix, live = lengths(400)
+        shapes = plan.plan_groups(prefix, live, 8, 2, 3)
+        bound = np.full(8, prefix.max()), np.full(8, live.max())
+        widened = plan.choose(shapes, *bound)
+        for shape, last in zip(widened, shapes[-1], strict=True):
+            assert (shape.rows, shape.prefix) == (last.rows, last.prefix)
+            assert 0 <= shape.live - (live.max() + prefix.max() - shape.prefix) < 16
+
+    def test_devices_share_the_choice(self):
+        prefix, live = lengths()
+        shapes = plan.plan_groups(prefix, live, 20, 3, 4)
+        rng = np.random.default_rng(0)
+        devices = [draw(prefix, live, rng.integers(len(live), size=20)) for _ in range(4)]
+        alone = [plan.choose(shapes, *one) for one in devices]
+        together = plan.choose(shapes, *np.stack(devices, axis=1))
+        assert shapes.index(together) >= max(map(shapes.index, alone))
+
+    def test_choice_is_the_cheapest_that_fits(self):
+        prefix, live = lengths()
+        shapes = plan.plan_groups(prefix, live, 20, 3, 4)
+        used = set()
+        for seed in range(300):
+            rows = np.random.default_rng(seed).integers(len(live), size=20)
+            p, t = draw(prefix, live, rows)
+            chosen = plan.choose(shapes, p, t)
+            fits = []
+            for one in shapes:
+                need = []
+                for s, (a, b) in zip(
+                    one, itertools.pairwise([0, *np.cumsum([s.rows for s in one])]), strict=True
+                ):
+                    need.append((t[a:b] + np.maximum(p[a:b] - s.prefix, 0)).max() <= s.live)
+                fits.append(all(need))
+            assert chosen == shapes[fits.index(True)]
+            used.add(chosen)
+        assert len(used) > 2
+
+    def test_groups_save_padding(self):
+        prefix, live = lengths()
+        paid, longest = {1: 0, 3: 0}, 0
+        plans = {g: plan.plan_groups(prefix, live, 20, g, 4) for g in paid}
+        for seed in range(200):
+            p, t = draw(prefix, live, np.random.default_rng(seed).integers(len(live), size=20))
+            longest += 20 * (p.max() + t.max())
+            for g, shapes in plans.items():
+                paid[g] += sum(s.rows * (s.prefix + s.live) for s in plan.choose(shapes, p, t))
+        assert paid[3] < 0.85 * longest and paid[3] < 0.85 * paid[1]
+
+    def test_windows_without_prefix_are_never_wider_than_the_longest(self):
+        live = np.random.default_rng(0).integers(1, 51, 1000)
+        shapes = plan.plan_groups(np.zeros(1000, int), live, 32, 4, 3)
+        assert max(s.live for one in shapes for s in one) == 50
+        assert all(s.prefix == 0 for one in shapes for s in one)
+
+    def test_constant_lengths_need_one_shape(self):
+        shapes = plan.plan_groups(np.full(9, 40), np.full(9, 16), 4, 2, 4)
+        assert len(shapes) == 1
+        assert {(s.prefix, s.live) for s in shapes[0]} == {(40, 16)}
+
+    def test_no_lengths(self):
+        with pytest.raises(ValueError, match="no lengths"):
+            plan.plan_groups(np.zeros(0), np.zeros(0), 4, 2, 4)
+
+
+class TestSorted:
+    @pytest.mark.parametrize("max_shapes", [1, 3, 8])
+    @pytest.mark.parametrize("n", [1, 63, 64, 65, 3000])
+    def test_every_prompt_once_in_few_shapes(self, n, max_shapes):
+        prefix, live = lengths(n)
+        blocks = plan.plan_sorted(prefix, live, 64, max_shapes)
+        assert len({shape for _, shape in blocks}) <= max_shapes
+        assert all(len(index) == shape.rows for index, shape in blocks)
+        index = np.concatenate([index for index, _ in blocks])
+        assert np.unique(index).tolist() == list(range(n))
+        assert len(index) - n < 64
+        for index, shape in blocks:
+            need = live[index] + np.maximum(prefix[index] - shape.prefix, 0)
+            assert need.max() <= shape.live
+            assert (prefix[index] >= shape.prefix).all()  # no padding in prefixes
+        repeated = [len(index) - len(np.unique(index)) for index, _ in blocks]
+        assert not any(repeated[:-1])
+
+    def test_little_padding(self):
+        prefix, live = lengths(10_000)
+        waste = []
+        for max_shapes in (2, 4, 8):
+            blocks = plan.plan_sorted(prefix, live, 64, max_shapes)
+            padded = sum(s.rows * (s.prefix + s.live) for _, s in blocks)
+            waste.append(padded / (prefix + live).sum())
+        assert waste[2] < 1.15 and waste == sorted(waste, reverse=True)
+
+    def test_buckets_are_the_best(self):
+        rng = np.random.default_rng(0)
+        need = rng.integers(1, 120, 300)
+        for k in (1, 2, 3):
+            widths = plan._widths(need, k)
+            cost = lambda w: w[np.searchsorted(w, need)].sum()
+            all_widths = range(8, int(widths[-1]), 8)
+            best = min(
+                cost(np.array([*some, widths[-1]]))
+                for some in itertools.combinations(all_widths, min(k, 3) - 1)
+            )
+            assert len(widths) == k and cost(widths) == best
+
+    def test_long_blocks_have_fewer_rows(self):
+        blocks = plan.plan_sorted(
+            np.full(100, 16), np.r_[np.full(90, 100), np.full(10, 2000)], 32, 2
+        )
+        rows = {shape.live: shape.rows for _, shape in blocks}
+        assert rows[max(rows)] == 8 and rows[min(rows)] == 32
+
+    def test_nothing_to_plan(self):
+        assert plan.plan_sorted(np.zeros(0), np.zeros(0), 8, 2) == []

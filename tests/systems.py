@@ -1,0 +1,119 @@
+"""LLM-SRec in miniature, for tests that need more than a dataset."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from llmsrec_jax import config
+from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.llama import config as llama_config
+from llmsrec_jax.llama import weights
+from llmsrec_jax.llama.model import Llama
+from llmsrec_jax.loaders import LLMBatches
+from llmsrec_jax.models import llm4rec
+from llmsrec_jax.prompts.prompts import PromptBuilder
+from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, training_texts
+from tests.factories import random_dataset
+
+TINY = {  # every stage in seconds; the numbers mean nothing
+    "data.source": "shop",
+    "data.name": "tiny",
+    "data.shop.users": 80,
+    "data.shop.items": 144,
+    "data.min_item": 1,
+    "data.negatives": 20,
+    "teacher.d": 8,
+    "teacher.max_len": 16,
+    "teacher.blocks": 1,
+    "teacher.epochs": 4,
+    "teacher.validate_every": 2,
+    "teacher.batch": 32,
+    "llm.path": "random:tiny",
+    "llm.tokenizer": "catalogue",
+    "prompts.history_len": 3,
+    "head.hidden": 16,
+    "head.dim": 8,
+    "train.epochs": 1,
+    "train.batch": 8,
+    "train.negatives": 1,
+    "train.validations_per_epoch": 2,
+    "train.length_groups": 1,
+    "train.shapes": 1,
+    "train.save_every_s": 1000.0,
+    "evaluate.batch": 64,
+    "evaluate.shapes": 1,
+    "evaluate.max_users": 40,
+    "evaluate.validation_users": 20,
+    "evaluate.show_users": 1,
+    "mesh.devices": 1,
+}
+
+
+def tiny(changes: dict[str, Any] | None = None) -> config.Config:
+    """A config whose every stage takes seconds, with {dotted name: value} changed."""
+    return config.apply(config.Config(), {**TINY, **(changes or {})})
+
+
+@dataclass(frozen=True)
+class System:
+    """LLM-SRec in miniature over a made dataset: random backbone and teacher vectors, real prompts."""
+
+    cfg: config.Config
+    dataset: Dataset
+    builder: PromptBuilder
+    model: nnx.GraphDef
+    params: nnx.State
+    llama: nnx.GraphDef
+    frozen: llm4rec.Frozen
+    cf_users: np.ndarray  # float32 [U, E]
+
+    def merged(self, params: nnx.State | None = None) -> tuple[llm4rec.LLMSRec, Llama]:
+        model = nnx.merge(self.model, self.params if params is None else params)
+        return model, nnx.merge(self.llama, self.frozen.llama)
+
+    def batches(self, devices: int = 1, changes: dict[str, Any] | None = None) -> LLMBatches:
+        cfg, users = config.apply(self.cfg, changes or {}), self.dataset.eligible("train")
+        return LLMBatches(self.dataset, users, self.builder, self.cf_users[users], cfg, devices)
+
+
+def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
+    """`sizes` go to random_dataset. Small Out tokens: vectors differ by prompt, so that no gradient is a small difference."""
+    cfg, made = tiny(changes), random_dataset(**sizes)
+    texts = training_texts(made.catalog, cfg.prompts.wording, made.train.times)
+    tokenizer = Tokenizer.train(texts, 400)
+    tokens = ItemTokens.build(tokenizer, made.catalog, cfg.prompts.wording, progress=iter)
+    llama = weights.random(llama_config.size("tiny"), 0, jnp.float32, tokenizer.vocab_size)
+    width = llama.cfg.d
+    llama, llama_state = nnx.split(llama)
+    model = llm4rec.LLMSRec(cfg.teacher.d, width, cfg.head, (0.0, 0.2), nnx.Rngs(params=0))
+    model, params = nnx.split(model)
+    rng = np.random.default_rng(cfg.seed)
+    draw = lambda rows: rng.normal(size=(rows, cfg.teacher.d)).astype(np.float32)
+    return System(
+        cfg,
+        made,
+        PromptBuilder(tokenizer, tokens, made.catalog, cfg.prompts),
+        model,
+        params,
+        llama,
+        llm4rec.Frozen(llama_state, jnp.asarray(draw(made.catalog.size))),
+        draw(len(made.user_keys)),
+    )
+
+
+def relative_error(got: Any, want: Any) -> float:
+    """Length of the difference, of the length of what is wanted."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape and np.any(want)
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """{path: leaf} of a tree of variables."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    return {name(path).removesuffix(".value"): np.asarray(leaf) for path, leaf in leaves}

@@ -1,0 +1,196 @@
+"""The config tree: names, types, legal values, keys, and the files under configs/."""
+
+import dataclasses
+import hashlib
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from llmsrec_jax import config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+AMAZON = {"electronics", "scientific", "movies", "cds"}
+
+
+def leaves(cfg):
+    return {name: value for name, value, _ in config.flatten(cfg)}
+
+
+def test_every_number_has_one_range_and_every_range_names_a_number():
+    numbers = sorted(
+        name for name, _, declared in config.flatten(config.Config()) if declared in (int, float)
+    )
+    ranged = sorted(name for _, names in config.RANGES.values() for name in names)
+    assert ranged == numbers
+
+
+def test_defaults_are_legal_and_complete():
+    config.validate(config.Config())
+    values = leaves(config.Config())
+    assert {name for name, value in values.items() if value == ""} == set(config.MAY_BE_EMPTY)
+
+
+def test_apply_changes_a_copy_and_converts_only_what_is_exact():
+    base = config.Config()
+    changed = config.apply(
+        base, {"train.lr": 1, "evaluate.ks": [1, 10], "data.files.user_column": "who", "seed": 3}
+    )
+    assert (changed.train.lr, type(changed.train.lr)) == (1.0, float)
+    assert changed.evaluate.ks == (1, 10)
+    assert (changed.data.files.user_column, changed.seed) == ("who", 3)
+    assert base == config.Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("train.lrr", 1.0, "no setting train.lrr .did you mean train.lr."),
+        ("tran.lr", 1.0, "did you mean train.lr"),
+        ("lr", 1.0, "did you mean teacher.lr or train.lr"),
+        ("train", 1.0, "train is a section; set one of train.batch"),
+        ("data.files", "x", "data.files is a section; set one of data.files.interactions"),
+        ("zzzzz", 1.0, "no setting zzzzz$"),
+        ("train.batch", 2.5, "train.batch=2.5: must be of type int"),
+        ("train.batch", "2", "train.batch='2': must be of type int"),
+        ("seed", True, "must be of type int"),
+        ("head.norm", 1, "must be of type bool"),
+        (
+            "data.ties",
+            "fil",
+            "data.ties='fil': must be one of random, file, item .did you mean file",
+        ),
+        ("evaluate.ks", 10, "must be a list of int"),
+        ("evaluate.ks", (1, 2.5), "evaluate.ks=2.5: must be of type int"),
+    ],
+)
+def test_apply_refuses(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        config.apply(config.Config(), {name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.batch": 0}, "train.batch=0: must be at least 1"),
+        ({"teacher.d": -64}, "teacher.d=-64: must be at least 1"),
+        ({"data.max_users": -1}, "data.max_users=-1: must be at least 0"),
+        ({"train.lr": 0.0}, "train.lr=0.0: must be above 0"),
+        ({"train.lr": float("nan")}, "train.lr=nan"),
+        ({"distill.weight": float("inf")}, "distill.weight=inf"),
+        ({"teacher.dropout": 1.0}, "teacher.dropout=1.0: must be at least 0 and below 1"),
+        ({"data.user_share": 0.0}, "data.user_share=0.0: must be above 0 and at most 1"),
+        ({"data.shop.order": 1.5}, "data.shop.order=1.5: must be from 0 to 1"),
+        ({"evaluate.ks": ()}, r"evaluate.ks=\(\): must be different numbers"),
+        ({"evaluate.ks": (10, 10)}, "must be different numbers"),
+        ({"evaluate.ks": (0, 10)}, "each at least 1"),
+        ({"train.metric": "hr10"}, "train.metric='hr10': must be hr@K.*did you mean hr@10"),
+        ({"train.metric": "recall@10"}, "must be hr@K, ndcg@K or mrr@K"),
+        ({"train.metric": "hr@7"}, r"7 is not in evaluate.ks=\(1, 5, 10, 20\)"),
+        ({"teacher.heads": 3}, "teacher.heads=3: must divide teacher.d=64"),
+        ({"llm.path": ""}, "llm.path is empty"),
+        ({"llm.revision": "main"}, "llm.revision='main': random:toy has no revisions"),
+        ({"train.length_groups": 21}, "must be at most train.batch=20"),
+        ({"data.source": "files"}, "data.files.interactions is empty: name your files with"),
+        ({"data.files.items": "items.csv"}, "data.source='shop' ignores it"),
+        (
+            {"data.source": "amazon"},
+            "data.category is empty: name one, as --config.data.category=E",
+        ),
+        ({"data.base_url": "http://x"}, "base_url is set but data.source='shop' ignores it"),
+        ({"data.manual_dir": "x"}, "manual_dir or data.base_url is set but data.source='shop' ig"),
+    ],
+)
+def test_validate_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config.validate(config.apply(config.Config(), changes))
+
+
+def test_validate_sees_what_was_assigned_past_apply():
+    cfg = config.Config()
+    cfg.train.batch = "20"
+    with pytest.raises(ValueError, match="train.batch='20': must be of type int"):
+        config.validate(cfg)
+
+
+@pytest.mark.parametrize("word", config.PRESETS)
+def test_every_preset_is_legal(word):
+    cfg = config.preset(config.Config(), word)
+    config.validate(cfg)
+    assert all(leaves(cfg)[name] == value for name, value in config.PRESETS[word].items())
+
+
+def test_later_words_win():
+    first = config.preset(config.Config(), "smoke,llama-3.2-1b")
+    last = config.preset(config.Config(), "llama-3.2-1b,smoke")
+    assert first.llm.path == "meta-llama/Llama-3.2-1B-Instruct"
+    assert last.llm.path == "random:toy"
+    assert first.train.epochs == last.train.epochs == 1
+
+
+def test_an_unknown_word_is_refused():
+    with pytest.raises(
+        ValueError, match="unknown argument 'papr': known are default, .*mean paper"
+    ):
+        config.preset(config.Config(), "default,papr")
+
+
+def test_key_depends_on_the_named_settings_alone():
+    cfg = config.Config()
+    other = config.apply(cfg, {"train.lr": 1.0})
+    assert config.key(cfg, ("data", "seed")) == config.key(other, ("seed", "data"))
+    assert config.key(cfg, ("data", "train.lr")) != config.key(other, ("data", "train.lr"))
+    assert config.key(cfg, ("train",)) != config.key(other, ("train",))
+    assert config.key(cfg, ("train.batch",)) == config.key(other, ("train.batch",))
+    text = '{"uniformity.log": false, "uniformity.temperature": 2.0, "uniformity.weight": 1.0}'
+    assert (
+        config.key(cfg, ("uniformity",))
+        == hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    )
+
+
+def test_subset_refuses_a_name_of_nothing():
+    with pytest.raises(ValueError, match="no setting or section trian"):
+        config.subset(config.Config(), ("trian",))
+
+
+def test_json_round_trip():
+    cfg = config.apply(config.Config(), {"evaluate.ks": (1, 10), "data.name": 'a "b" c', "seed": 7})
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(cfg)))) == cfg
+    assert config.from_dict({"train": {"lr": 1}}).train.lr == 1.0
+    with pytest.raises(ValueError, match="no setting train.lrr"):
+        config.from_dict({"train": {"lrr": 1}})
+
+
+def test_render_shows_every_setting():
+    text = config.render(config.Config())
+    for name, value in leaves(config.Config()).items():
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        assert f"{name.rpartition('.')[2]}={shown}" in text or f"='{shown}'" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_every_section_is_a_dataclass_with_a_default():
+    assert dataclasses.asdict(config.Config()) == config.to_dict(config.Config())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("arg", [None, "smoke", "reference,llama-3.1-8b"])
+def test_config_files(path, arg):
+    cfg = runpy.run_path(str(path))["get_config"](arg)
+    if path.stem == "files":
+        with pytest.raises(ValueError, match="--config.data.files.interactions=PATH"):
+            config.validate(cfg)
+    if path.stem in AMAZON | {"files"}:
+        files = {"data.source": "files", "data.files.interactions": "a.csv"}
+        config.validate(config.apply(cfg, files))
+        cfg = config.apply(cfg, files) if path.stem == "files" else cfg
+    config.validate(cfg)
+    if path.stem in AMAZON and arg is None:
+        assert cfg.llm.path == "meta-llama/Llama-3.2-3B-Instruct"
+        assert cfg.train.batch == (16 if path.stem == "electronics" else 20)
+
+
+def test_the_paper_s_datasets_are_all_there():
+    assert AMAZON | {"shop", "files"} <= {path.stem for path in CONFIGS}

@@ -1,0 +1,296 @@
+"""Batches: a function of (seed, step), every user once an epoch, candidates at the right prompts, few shapes."""
+
+import jax
+import numpy as np
+import pytest
+
+from llmsrec_jax import config, loaders, parallel
+from llmsrec_jax.batch import HISTORY, OUT
+from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.loaders import EpochOrder, LLMBatches, TeacherBatches
+from tests.factories import dataset, random_dataset
+from tests.systems import System, system
+
+SETTINGS = {"train.batch": 6, "train.negatives": 3, "train.length_groups": 3, "train.shapes": 3}
+
+
+@pytest.fixture(scope="module")
+def made() -> System:
+    return system(SETTINGS, users=26, items=60)
+
+
+@pytest.fixture(scope="module")
+def sequences() -> Dataset:
+    return random_dataset(users=50, items=80, longest=30)
+
+
+def teacher(made: Dataset, devices: int = 1, batch: int = 8, seed: int = 0) -> TeacherBatches:
+    return TeacherBatches(made, config.Teacher(batch=batch, max_len=12), seed, devices)
+
+
+def assert_same(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+# the order of users ------------------------------------------------------------------------------------------
+
+
+def test_every_user_once_an_epoch_but_the_remainder():
+    users = np.arange(100, 123)
+    order = EpochOrder(users, 5, seed=1)
+    assert order.steps_per_epoch == 4
+    epochs = [np.concatenate([order(4 * e + s) for s in range(4)]) for e in range(6)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 20 and set(epoch) <= set(users)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert set(np.concatenate(epochs)) == set(users)  # the remainder is not always the same
+
+
+def test_the_order_is_a_function_of_seed_and_step():
+    users = np.arange(17)
+    forward = [EpochOrder(users, 4, seed=3)(step) for step in range(12)]
+    one = EpochOrder(users, 4, seed=3)
+    for step in (11, 0, 7, 3, 8, 4):
+        np.testing.assert_array_equal(one(step), forward[step])
+    other = [EpochOrder(users, 4, seed=4)(step) for step in range(12)]
+    assert not np.array_equal(forward, other)
+
+
+def test_fewer_users_than_a_batch():
+    order = EpochOrder(np.arange(3), 8, seed=0)
+    assert order.batch == 3 and order.steps_per_epoch == 1
+    assert sorted(order(5)) == [0, 1, 2]
+
+
+def test_no_user_at_all():
+    with pytest.raises(ValueError, match="data.min_user"):
+        EpochOrder(np.arange(0), 8, seed=0)
+
+
+def test_a_batch_that_does_not_divide(made, sequences):
+    with pytest.raises(ValueError, match=r"train.batch=6 does not divide over 4 devices.*multiple"):
+        made.batches(devices=4)
+    with pytest.raises(ValueError, match="teacher.batch=9 does not divide over 2 devices"):
+        teacher(sequences, devices=2, batch=9)
+
+
+# LLM-SRec's batches ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_batches_are_a_function_of_the_step(made, devices):
+    forward = [made.batches(devices)(step) for step in range(9)]
+    for first in (0, 3, 8):
+        stream = loaders.stream(made.batches(devices), first, 9)
+        for step, found in zip(range(first, 9), stream, strict=True):
+            assert_same(found, forward[step])
+
+
+def test_another_seed_gives_other_batches(made):
+    other = made.batches(changes={"seed": 1})
+    assert not np.array_equal(made.batches()(0).cf_user_repr, other(0).cf_user_repr)
+
+
+def prompts_of(groups, device: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(token ids, slot items) of every row of one device's groups; live slots have id 0."""
+    found = []
+    for group in groups:
+        for row in range(group.ids.shape[1]):
+            prefix, live = group.prefix_len[device, row], group.length[device, row]
+            ids = [group.prefix_ids[device, row, :prefix], group.ids[device, row, :live]]
+            slots = group.slot_item[device, row, :live][group.kind[device, row, :live] == HISTORY]
+            assert group.kind[device, row, live - 1] == OUT
+            found.append((np.concatenate(ids), slots))
+    return found
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("exclude", ["train", "history"])
+def test_what_is_in_a_batch(made, devices, exclude):
+    """Each user with its own prompt, teacher vector, target and negatives, in prompts of those very items."""
+    batches = made.batches(devices, {"train.exclude": exclude})
+    data, vectors = made.dataset, made.cf_users
+    titles = made.builder.items(np.arange(1, data.catalog.size))
+    seen = []
+    for step in range(batches.order.steps_per_epoch):
+        batch = batches(step)
+        for device in range(devices):
+            users = prompts_of(batch.users, device)
+            items = prompts_of(batch.items, device)
+            assert len(users) == 6 // devices and len(items) == 4 * len(users)
+            rows = [
+                int(np.flatnonzero((vectors == v).all(1))[0]) for v in batch.cf_user_repr[device]
+            ]
+            seen += rows
+            wanted = made.builder.users(data.inputs("train", np.array(rows)))
+            targets = data.targets("train", np.array(rows))
+            lengths = [len(ids) for ids, _ in users]
+            assert lengths == sorted(lengths)
+            for place, row in enumerate(rows):
+                ids, slots = users[place]
+                span = slice(wanted.offsets[place], wanted.offsets[place + 1])
+                np.testing.assert_array_equal(ids, wanted.ids[span])
+                np.testing.assert_array_equal(
+                    slots, data.inputs("train", np.array([row]))[0][0][-3:]
+                )
+                chosen = []
+                for position in batch.candidates[device, place]:
+                    title, (item,) = items[position]
+                    span = slice(titles.offsets[item - 1], titles.offsets[item])
+                    np.testing.assert_array_equal(title, titles.ids[span])
+                    chosen.append(int(item))
+                assert chosen[0] == targets[place] and len(set(chosen[1:])) == 3
+                known, _ = data.train[row]
+                banned = set(known) if exclude == "train" else set(known[:-1])
+                assert not banned & set(chosen[1:])
+    users = data.eligible("train")
+    assert len(set(seen)) == len(seen) == len(users) // 6 * 6
+
+
+def test_negatives_are_fresh_every_epoch(made):
+    batches = made.batches()
+    chosen = {}
+    for step in range(2 * batches.order.steps_per_epoch):
+        batch = batches(step)
+        items = prompts_of(batch.items, 0)
+        for vector, row in zip(batch.cf_user_repr[0], batch.candidates[0], strict=True):
+            chosen.setdefault(vector.tobytes(), []).append([int(items[p][1][0]) for p in row])
+    twice = [lists for lists in chosen.values() if len(lists) == 2]
+    assert len(twice) > 10
+    assert all(a[0] == b[0] for a, b in twice)
+    assert sum(a[1:] != b[1:] for a, b in twice) > len(twice) - 2
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_two_devices_share_the_users_of_one(made, devices):
+    """The global batch of a step does not depend on the number of devices."""
+    whole, parts = made.batches()(4), made.batches(devices)(4)
+    flat = lambda batch: {row.tobytes() for row in batch.cf_user_repr.reshape(6, -1)}
+    assert flat(whole) == flat(parts)
+
+
+def test_few_shapes(made):
+    """No more compiled programs than train.shapes, whatever the step; later epochs bring no new ones."""
+    batches = made.batches()
+    epoch = batches.order.steps_per_epoch
+    shapes = [
+        str(jax.tree.map(lambda x: (x.shape, x.dtype.name), batches(step)))
+        for step in range(40 * epoch)
+    ]
+    assert 1 < len(set(shapes)) <= made.cfg.train.shapes
+    assert set(shapes[20 * epoch :]) <= set(shapes[: 20 * epoch])
+
+
+def test_programs_are_compiled_once_per_shape(made):
+    mesh = parallel.make_mesh(1)
+    step = parallel.train_wrapper(lambda frozen, state, batch: (state + 1, batch.candidates), mesh)
+    batches, state = made.batches(), parallel.replicate(np.int32(0), mesh)
+    shapes, sizes = set(), []
+    for number in range(5 * batches.order.steps_per_epoch):
+        batch = batches(number)
+        shapes.add(str(jax.tree.map(np.shape, batch)))
+        state, _ = step((), state, parallel.put_batch(batch, mesh))
+        sizes.append(parallel.programs(step))
+        assert sizes[-1] == len(shapes)
+    assert sizes[-1] <= made.cfg.train.shapes
+
+
+# the teacher's batches ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_teacher_batches_are_a_function_of_the_step(sequences, devices):
+    forward = [teacher(sequences, devices)(step) for step in range(12)]
+    for step, found in zip(
+        range(5, 12), loaders.stream(teacher(sequences, devices), 5, 12), strict=True
+    ):
+        assert_same(found, forward[step])
+    assert not np.array_equal(
+        forward[0][-1].history, teacher(sequences, devices, seed=1)(0)[-1].history
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_teacher_windows(sequences, devices):
+    """The last items, each predicting the next; negatives never in training; every user once an epoch."""
+    batches = teacher(sequences, devices)
+    rows = {}
+    for user in range(len(sequences.user_keys)):
+        items, _ = sequences.train[user]
+        rows[tuple(items[-13:])] = user
+    seen = []
+    for step in range(batches.order.steps_per_epoch):
+        groups = batches(step)
+        assert sum(group.history.shape[1] for group in groups) * devices == 8
+        for group in groups:
+            width = group.history.shape[-1]
+            flat = [x.reshape(-1, width) for x in group]  # one negative per position
+            for history, positive, negative in zip(*flat, strict=True):
+                live = history > 0
+                assert (np.diff(live.astype(int)) >= 0).all() and live.any()  # left-padded
+                np.testing.assert_array_equal(positive[:-1][live[:-1]], history[1:][live[:-1]])
+                np.testing.assert_array_equal(positive > 0, live)
+                np.testing.assert_array_equal(negative > 0, live)
+                user = rows[(*history[live], positive[-1])]
+                assert not set(negative[live]) & set(sequences.train[user][0])
+                seen.append(user)
+    eligible = set(sequences.eligible("train"))
+    assert len(set(seen)) == len(seen) == len(eligible) // 8 * 8 and set(seen) <= eligible
+
+
+def test_teacher_shapes_are_few(sequences):
+    batches = teacher(sequences)
+    shapes = {str(jax.tree.map(np.shape, batches(step))) for step in range(200)}
+    assert len(shapes) <= loaders.TEACHER_SHAPES
+
+
+# evaluation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_every_history_is_encoded(sequences, devices, rows):
+    users = np.arange(len(sequences.user_keys))
+    histories = sequences.inputs("valid", users)
+    seen, shapes = [], set()
+    for index, batch in loaders.window_batches(histories, 12, rows, devices):
+        assert batch.shape[0] == devices == len(index)
+        shapes.add(batch.shape)
+        for part, windows in zip(index, batch, strict=True):
+            for row, window in zip(part, windows, strict=True):
+                np.testing.assert_array_equal(window[window > 0], histories[row][0][-12:])
+            seen += part.tolist()
+    assert set(seen) == set(users)
+    assert len(seen) < len(users) + rows * devices * len(shapes)  # repeats fill blocks, no more
+    assert len({shape[2] for shape in shapes}) <= 4
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(("rows", "shapes"), [(1, 8), (4, 1), (4, 8), (64, 3)])
+def test_every_prompt_is_encoded(made, devices, rows, shapes):
+    prompts = made.builder.items(np.arange(1, made.dataset.catalog.size))
+    seen, sizes = [], set()
+    for index, batch in loaders.encoding_batches(prompts, rows, devices, shapes):
+        sizes.add(str(jax.tree.map(np.shape, batch)))
+        for device, part in enumerate(index):
+            seen += part.tolist()
+            for row, (ids, slots) in zip(part, prompts_of([batch], device), strict=True):
+                span = slice(prompts.offsets[row], prompts.offsets[row + 1])
+                np.testing.assert_array_equal(ids, prompts.ids[span])
+                assert slots.tolist() == [row + 1]
+    assert set(seen) == set(range(len(prompts)))
+    assert len(sizes) <= shapes
+
+
+def test_a_user_with_two_training_items_is_the_shortest(made):
+    """An input of one item, a target, nothing else."""
+    short = dataset([[1, 2, 3, 4], [5, 6, 7, 8, 9, 10], [1, 5, 6, 7]], items=60)
+    assert short.eligible("train").tolist() == [0, 1, 2]
+    batches = LLMBatches(
+        *(short, short.eligible("train"), made.builder, made.cf_users[:3]),
+        *(config.apply(made.cfg, {"train.batch": 3}), 1),
+    )
+    slots = sorted(tuple(s.tolist()) for _, s in prompts_of(batches(0).users, 0))
+    assert slots == [(1,), (1,), (5, 6, 7)]

@@ -1,0 +1,287 @@
+"""The stages as a whole, on a shop so small that its numbers mean nothing."""
+
+import ast
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmsrec_jax import config, pipeline, train
+from llmsrec_jax.data import sources
+from llmsrec_jax.prompts.tokens import ItemTokens
+from llmsrec_jax.writer import read_log
+from tests.factories import random_dataset
+from tests.systems import tiny
+
+PACKAGE = Path(pipeline.__file__).parent
+FIELDS = {
+    *("model", "dataset", "split", "protocol", "slice", "metric", "value", "se", "users", "seed"),
+    *("candidates_hash", "config_hash", "git"),
+}
+ABLATION = {"distill.weight": 0.0, "uniformity.weight": 0.0}
+
+
+def results(workdir: Path) -> list[dict]:
+    return json.loads((workdir / "results.json").read_text())
+
+
+def values(rows: list[dict]) -> dict[tuple, tuple]:
+    """Everything of the records but the commit."""
+    keys = sorted(FIELDS - {"git", "value", "se", "users"})
+    return {tuple(r[k] for k in keys): (r["value"], r["se"], r["users"]) for r in rows}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Left as it is by every test: copy it to change it."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    pipeline.run(tiny(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Nothing is loaded, tokenised or trained again."""
+
+    def never(*args, **kwargs):
+        raise AssertionError("done again")
+
+    monkeypatch.setattr(train, "fit", never)
+    monkeypatch.setattr(sources, "load", never)
+    monkeypatch.setattr(ItemTokens, "build", never)
+
+
+def test_what_a_run_leaves_behind(finished):
+    assert sorted(p.name for p in finished.iterdir()) == [
+        *(".lock", "checkpoints", "config.json", "data", "metrics.jsonl", "results.json"),
+        *("teacher", "tokens"),
+    ]
+    assert config.from_dict(json.loads((finished / "config.json").read_text())) == tiny()
+    for stage in ("data", "teacher", "tokens", "checkpoints"):
+        (folder,) = (finished / stage).iterdir()
+        record = json.loads((folder / "stage.json").read_text())
+        assert record["stage"] == stage and record["key"] == folder.name
+    (data,) = (finished / "data").iterdir()
+    for split, users in (("valid", 20), ("test", 40)):
+        with np.load(data / f"candidates_{split}.npz") as stored:
+            assert stored["candidates"].shape == (users, 21)
+    lines = read_log(finished / "metrics.jsonl")
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        *(("teacher", 4), ("teacher", 8), ("train", 5), ("train", 10))
+    ]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_results(finished):
+    rows = results(finished)
+    cfg = tiny()
+    assert all(set(row) == FIELDS for row in rows) and len(values(rows)) == len(rows)
+    wanted = {
+        (model, protocol, f"{name}@{k}")
+        for model in ("popularity", "teacher", "llm_srec", "bayes bound")
+        for protocol in ("sampled", "full")
+        for name in ("hr", "ndcg", "mrr")
+        for k in cfg.evaluate.ks
+    }
+    whole = [row for row in rows if row["slice"] == "all"]
+    assert {(r["model"], r["protocol"], r["metric"]) for r in whole} == wanted
+    assert {row["users"] for row in whole} == {40}
+    for row in rows:
+        assert 0 <= row["value"] <= 1 and math.isfinite(row["se"]) and row["users"] > 0
+        assert (row["dataset"], row["split"], row["seed"]) == ("tiny", "test", 0)
+    assert len({row["candidates_hash"] for row in rows}) == 1
+    named = {row["slice"] for row in rows}
+    assert named <= {"all", "warm", "cold", "transition", "non_transition"} and len(named) > 2
+
+
+def test_the_second_run_does_nothing(copy, no_work, capsys):
+    before = (copy / "results.json").read_bytes()
+    pipeline.run(tiny(), copy)
+    assert (copy / "results.json").read_bytes() == before
+    assert "ndcg@10 sampled" in capsys.readouterr().out
+
+
+def test_an_ablation_shares_what_it_can(copy, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
+    old, fit, stages = results(copy), train.fit, []
+
+    def counted(job, *args):
+        stages.append(job.stage)
+        return fit(job, *args)
+
+    monkeypatch.setattr(train, "fit", counted)
+    pipeline.run(tiny(ABLATION), copy)
+    assert stages == ["train"]
+    shared = [p for p in before if p.parts[len(copy.parts)] in ("data", "teacher", "tokens")]
+    assert len(shared) > 10 and all(p.stat().st_mtime_ns == before[p] for p in shared)
+    new = values(results(copy))
+    label = "llm_srec w/o distill, uniformity"
+    added = [r for r in results(copy) if r["model"] == label]
+    assert len(added) == len([r for r in old if r["model"] == "llm_srec"])
+    assert len(new) == len(old) + len(added)
+    assert values(old).items() <= new.items()
+    own = {r["config_hash"] for r in results(copy) if r["model"] == "llm_srec"}
+    assert not own & {r["config_hash"] for r in added}
+    lines = read_log(copy / "metrics.jsonl")
+    assert sum(line["stage"] == "train" for line in lines) == 4
+
+
+def test_metrics_do_not_depend_on_the_batch(finished, copy, no_work):
+    assert tiny().evaluate.batch == 64
+    pipeline.run(tiny({"evaluate.batch": 8}), copy, "evaluate")
+    assert values(results(copy)) == values(results(finished))
+
+
+def test_the_same_seed_gives_the_same_results(finished, tmp_path):
+    pipeline.run(tiny(), tmp_path / "again")
+    assert values(results(tmp_path / "again")) == values(results(finished))
+
+
+def test_another_seed_gives_others(finished, tmp_path):
+    pipeline.run(tiny({"seed": 1}), tmp_path / "other", "teacher")
+    ours, theirs = results(finished), results(tmp_path / "other")
+    assert {row["model"] for row in theirs} == {"popularity", "teacher", "bayes bound"}
+    assert ours[0]["candidates_hash"] != theirs[0]["candidates_hash"]
+    pick = lambda rows: [
+        r["value"] for r in rows if r["model"] == "teacher" and r["slice"] == "all"
+    ]
+    assert pick(ours) != pick(theirs)
+
+
+# files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ids_only(tmp_path) -> config.Config:
+    made, lines = random_dataset(users=30, items=60), ["user,item,timestamp"]
+    everything = zip(made.valid_item, made.valid_time, made.test_item, made.test_time, strict=True)
+    for user, (valid, valid_time, test, test_time) in enumerate(everything):
+        rows = [*zip(*made.train[user], strict=True), (valid, valid_time), (test, test_time)]
+        lines += [f"u{user},i{item},{time}" for item, time in rows]
+    path = tmp_path / "interactions.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return tiny(
+        {
+            "data.source": "files",
+            "data.files.interactions": str(path),
+            "data.negatives": 10,
+            "evaluate.max_users": 0,
+        }
+    )
+
+
+def test_a_teacher_needs_no_titles(ids_only, tmp_path):
+    pipeline.run(ids_only, tmp_path / "run", "teacher")
+    rows = results(tmp_path / "run")
+    assert {row["model"] for row in rows} == {"popularity", "teacher"}
+    assert {row["users"] for row in rows if row["slice"] == "all"} == {30}
+
+
+@pytest.mark.parametrize("mode", ["run", "train"])
+def test_missing_titles_are_found_before_the_teacher_trains(ids_only, tmp_path, mode):
+    with pytest.raises(ValueError, match=r"has none: set data.files.items .* --mode=teacher"):
+        pipeline.run(ids_only, tmp_path / "run", mode)
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+# errors ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_evaluate_yet(tmp_path):
+    with pytest.raises(ValueError, match=f"not trained .* in {tmp_path}.*--mode=train"):
+        pipeline.run(tiny(), tmp_path, "evaluate")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_trained_model_of_other_settings_is_not_evaluated(copy):
+    with pytest.raises(ValueError, match="not trained for this configuration"):
+        pipeline.run(tiny({"train.lr": 2e-4}), copy, "evaluate")
+
+
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_a_vector_that_is_no_number_is_named(copy, monkeypatch, kind):
+    vectors = pipeline.Run._llm_vectors
+
+    def broken(self, *args):
+        made = vectors(self, *args)
+        getattr(made, kind)[3, 1] = np.nan
+        return made
+
+    monkeypatch.setattr(pipeline.Run, "_llm_vectors", broken)
+    with pytest.raises(ValueError, match=rf"llm_srec: the vector of {kind} '\w+\d+' is not finite"):
+        pipeline.run(tiny(), copy, "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        *(("data", "dataset.npz"), ("data", "items.jsonl"), ("data", "candidates_test.npz")),
+        *(("data", "stage.json"), ("teacher", "stage.json"), ("checkpoints", "stage.json")),
+        *(("tokens", "items/ids.npy"), ("tokens", "tokenizer/tokenizer.json")),
+    ],
+)
+def test_a_damaged_artefact_is_named(copy, stage, name):
+    (folder,) = (copy / stage).iterdir()
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError) as error:
+        pipeline.run(tiny(), copy, "evaluate")
+    assert str((folder / name).parent) in str(error.value)
+
+
+# settings ----------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_read():
+    """Outside config.py, by its own name."""
+    read = {
+        node.attr
+        for path in PACKAGE.rglob("*.py")
+        if path != PACKAGE / "config.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    unread = [
+        name
+        for name, _, _ in config.flatten(config.Config())
+        if name.rpartition(".")[2] not in read
+    ]
+    assert unread == []
+
+
+def test_every_setting_is_in_a_key_or_changes_no_number():
+    """A stage made with other settings is never taken for this one's."""
+    keyed = config.subset(config.Config(), pipeline.TRAIN)
+    free = {name for name, _, _ in config.flatten(config.Config())} - set(keyed)
+    assert free == {
+        *("llm.remat", "mesh.devices", "train.length_groups", "train.shapes"),
+        *("train.save_every_s", "evaluate.batch", "evaluate.shapes", "evaluate.show_users"),
+        *("evaluate.ks", "evaluate.mask_seen"),  # of the evaluation, which is always done anew
+    }
+
+
+def test_changed_input_files_are_noticed(tmp_path):
+    """A stage made of other content than the file has now is not reused in silence."""
+    table = tmp_path / "rows.csv"
+    day = 86_400_000 * 20_000
+    lines = [f"u{u},i{(u + k) % 40},{day + k}" for u in range(40) for k in range(8)]
+    table.write_text("user,item,timestamp\n" + "\n".join(lines) + "\n")
+    settings = {
+        "data.source": "files",
+        "data.files.interactions": str(table),
+        "data.shop.users": 2000,
+    }
+    cfg = config.apply(tiny(), {**settings, "data.shop.items": 400, "data.negatives": 5})
+    pipeline.run(cfg, tmp_path / "run", "prepare")
+    pipeline.run(cfg, tmp_path / "run", "prepare")
+    table.write_text(table.read_text() + "u0,i39,9\n")
+    with pytest.raises(ValueError, match=r"rows.csv changed since .* was made of it"):
+        pipeline.run(cfg, tmp_path / "run", "prepare")

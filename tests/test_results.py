@@ -1,0 +1,30 @@
+"""The tables that people see."""
+
+from llmsrec_jax import results
+
+
+def test_tables_show_baselines_first_and_the_bound_last():
+    models = ["llm_srec", "bayes bound", "teacher", "llm_srec w/o distill", "popularity"]
+    rows = [
+        {
+            **{"model": model, "dataset": "made", "seed": seed, "config_hash": "0", "slice": "all"},
+            **{
+                "candidates_hash": "c",
+                "protocol": "sampled",
+                "metric": "ndcg@10",
+                "value": 0.5,
+                "se": 0.1,
+                "users": 7,
+            },
+        }
+        for seed in (1, 0)
+        for model in models
+    ]
+    others = [{**rows[0], "dataset": "other"}, {**rows[0], "candidates_hash": "d"}]
+    text = results.tables(rows + others, rows[0])
+    order = ["popularity", "teacher", "llm_srec", "llm_srec w/o distill", "bayes bound"]
+    for table in text.split("\n\n"):
+        lines = [line.split("0.5000")[0].split() for line in table.splitlines()[3:]]
+        found = [(" ".join(words[:-1]), words[-1]) for words in lines]
+        assert found == [(model, seed) for seed in "01" for model in order]
+    assert "test set of made, 7 users" in text
