@@ -2,26 +2,28 @@
 
   <workdir>/.lock                      held by the one run that may write
   <workdir>/<stage>/<key>/stage.json   appears, whole, when the stage is finished
-  <workdir>/<stage>/<key>/steps/<n>/   orbax checkpoints of an iterative stage: the latest and the best
+  <workdir>/<stage>/<key>/steps/<n>/   orbax checkpoints of an iterative stage: the latest and the best;
+                                       steps/index.json says which count
 
 Every file appears whole or not at all, so a kill at any moment costs at most the work since the last checkpoint.
 """
 
 import contextlib
+import copy
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import math
 import os
 import shutil
 import socket
-import textwrap
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -100,9 +102,8 @@ class Stage:
         return record
 
 
-def _digest(array: np.ndarray) -> str:
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return hashlib.blake2b(flat.data, digest_size=16).hexdigest()
+def _digest(content: BinaryIO) -> str:
+    return hashlib.file_digest(content, "blake2b").hexdigest()[:32]
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -130,15 +131,17 @@ def _quiet() -> Iterator[None]:
 class Checkpoints:
     """The latest and the best state of an iterative stage. `save` returns when its checkpoint is on disk.
 
-    Retention is explicit: orbax's own `best_fn` with `max_to_keep` deletes the latest checkpoint.
-    Every leaf is stored with its digest, so damage is found when it is read and not trained on.
+    An index, written last, says which checkpoints count and what their files hold, so damage is found before
+    orbax reads it. Retention is explicit: orbax's own `best_fn` with `max_to_keep` deletes the latest checkpoint.
     """
 
     def __init__(self, folder: Path, key: str):
-        """`key` stands for the settings of the stage; a checkpoint with another one is refused."""
+        """`key` stands for the settings of the stage; checkpoints of another one are refused."""
         import orbax.checkpoint as ocp
 
         self.folder, self.key, self._ocp = Path(folder).resolve() / "steps", key, ocp
+        self._index = self.folder / "index.json"
+        self._steps = self._read_index()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,
             cleanup_tmp_directories=True,
@@ -147,17 +150,10 @@ class Checkpoints:
         )
         with _quiet():
             self._manager = ocp.CheckpointManager(
-                self.folder,
-                options=options,
-                item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
-                    "meta": ocp.JsonCheckpointHandler(),
-                },
+                self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
             )
-        self._drop_deleted()
-        self._metrics = {
-            step: self._read_meta(step)["metric"] for step in self._manager.all_steps()
-        }
+        self._write_index()
+        self._drop_unlisted()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -179,21 +175,18 @@ class Checkpoints:
                 f"the metric of step {step} is {metric}: it cannot select a checkpoint"
             )
         leaves = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
-        record = {
-            "key": self.key,
+        with _quiet():
+            self._manager.save(step, args=self._ocp.args.StandardSave(leaves), force=True)
+        self._steps[step] = {
             "metric": metric,
             "meta": meta,
-            "leaves": {name: [_describe(x), _digest(x)] for name, x in leaves.items()},
+            "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
+            "files": self._files(step),
         }
-        args = self._ocp.args
-        items = {"state": args.StandardSave(leaves), "meta": args.JsonSave(record)}
-        with _quiet():
-            self._manager.save(step, args=args.Composite(**items), force=True)
-        self._metrics[step] = metric
-        for old in set(self._metrics) - {step, self._best_step()}:
-            self._manager.delete(old)
-            del self._metrics[old]
-        self._drop_deleted()
+        keep = {step, self._best_step()}
+        self._steps = {n: record for n, record in self._steps.items() if n in keep}
+        self._write_index()
+        self._drop_unlisted()
 
     def latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """(state, meta) of the last save, shaped and placed as `like`; None before the first one.
@@ -201,7 +194,7 @@ class Checkpoints:
         Raises:
           ValueError: the checkpoint is damaged or belongs to another model or configuration.
         """
-        return self._restore(max(self._metrics), like) if self._metrics else None
+        return self._restore(max(self._steps), like) if self._steps else None
 
     def best(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """(state, meta) of the highest metric, the earliest of equals; None before the first metric.
@@ -213,57 +206,75 @@ class Checkpoints:
         return None if step is None else self._restore(step, like)
 
     def _best_step(self) -> int | None:
-        measured = [(-m, step) for step, m in self._metrics.items() if m is not None]
+        metrics = {step: record["metric"] for step, record in self._steps.items()}
+        measured = [(-m, step) for step, m in metrics.items() if m is not None]
         return min(measured)[1] if measured else None
 
-    def _drop_deleted(self) -> None:
+    def _files(self, step: int) -> dict[str, str]:
+        """{path inside the checkpoint: digest of its content}."""
+        folder = self.folder / str(step)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        digests = {}
+        for path in files:
+            with path.open("rb") as file:
+                digests[str(path.relative_to(folder))] = _digest(file)
+        return digests
+
+    def _read_index(self) -> dict[int, dict[str, Any]]:
+        if not self._index.exists():
+            if any(self.folder.glob("[0-9]*")):
+                raise self._refuse(self._index, "it is missing")
+            return {}
+        try:
+            stored = read_json(self._index)
+        except ValueError as error:
+            raise self._refuse(self._index, "it is damaged") from error
+        if not isinstance(stored, dict) or set(stored) != {"digest", "key", "steps"}:
+            raise self._refuse(self._index, "it is not of this program")
+        if stored["digest"] != _digest(io.BytesIO(json.dumps(stored["steps"]).encode())):
+            raise self._refuse(self._index, "it is damaged (its digest differs)")
+        if stored["key"] != self.key:
+            raise self._refuse(
+                self._index, f"it belongs to configuration {stored['key']}, not {self.key}"
+            )
+        return {int(step): record for step, record in stored["steps"].items()}
+
+    def _write_index(self) -> None:
+        steps = {str(step): record for step, record in self._steps.items()}
+        digest = _digest(io.BytesIO(json.dumps(steps).encode()))
+        write_json(self._index, {"digest": digest, "key": self.key, "steps": steps})
+
+    def _drop_unlisted(self) -> None:
+        """Removes what no longer counts, and what a kill left between a checkpoint and its place in the index."""
+        for step in set(self._manager.all_steps()) - set(self._steps):
+            with _quiet():
+                self._manager.delete(step)
         shutil.rmtree(self.folder / ".deleted", ignore_errors=True)
 
-    def _refuse(self, step: int, why: object) -> ValueError:
+    def _refuse(self, path: Path, why: object) -> ValueError:
         return ValueError(
-            f"checkpoint {self.folder / str(step)} cannot be used: {why}. Delete {self.folder} to "
+            f"checkpoint {path} cannot be used: {why}. Delete {self.folder} to "
             "start this stage over, or put back the files it had"
         )
 
-    def _read(self, step: int, item: str, args: Any) -> Any:
-        """One item of a checkpoint; whatever orbax raises on a damaged one becomes a ValueError."""
-        try:
-            with _quiet():
-                return self._manager.restore(step, args=self._ocp.args.Composite(**{item: args}))[
-                    item
-                ]
-        except Exception as error:  # orbax, tensorstore and json each have their own
-            raise self._refuse(step, f"its {item} is damaged ({_short(error)})") from error
-
-    def _read_meta(self, step: int) -> dict[str, Any]:
-        record = self._read(step, "meta", self._ocp.args.JsonRestore())
-        if not isinstance(record, dict) or not {"key", "metric", "meta", "leaves"} <= set(record):
-            raise self._refuse(step, "its meta is not of this program")
-        if record["key"] != self.key:
-            raise self._refuse(step, f"it belongs to configuration {record['key']}, not {self.key}")
-        return record
-
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        record = self._read_meta(step)
+        record, folder = self._steps[step], self.folder / str(step)
         wanted, stored = _named(like), record["leaves"]
         for name in sorted(set(wanted) ^ set(stored)):
             where = "missing from the checkpoint" if name in wanted else "unknown to this model"
-            raise self._refuse(step, f"{name} is {where}")
+            raise self._refuse(folder, f"{name} is {where}")
         for name, leaf in wanted.items():
-            if stored[name][0] != _describe(leaf):
-                raise self._refuse(step, f"{name} is {stored[name][0]}, expected {_describe(leaf)}")
-        leaves = self._read(step, "state", self._ocp.args.StandardRestore())
-        for name in wanted:
-            array = np.asarray(leaves[name]) if name in leaves else np.zeros(0)
-            if [_describe(array), _digest(array)] != stored[name]:
-                raise self._refuse(step, f"{name} is damaged (its digest differs)")
+            if stored[name] != _describe(leaf):
+                raise self._refuse(folder, f"{name} is {stored[name]}, expected {_describe(leaf)}")
+        found = self._files(step)
+        for path, digest in record["files"].items():
+            if found.get(path) != digest:
+                why = "is damaged (its digest differs)" if path in found else "is missing"
+                raise self._refuse(folder, f"{path} {why}")
+        with _quiet():
+            leaves = self._manager.restore(step, args=self._ocp.args.StandardRestore())
         placed = [_place(np.asarray(leaves[name]), leaf) for name, leaf in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(like), placed), record["meta"]
-
-
-def _short(error: Exception) -> str:
-    text = str(error).partition("[tensorstore_spec")[0]
-    return textwrap.shorten(f"{type(error).__name__}: {text}", 300)
+        return jax.tree.unflatten(jax.tree.structure(like), placed), copy.deepcopy(record["meta"])
 
 
 def _place(array: np.ndarray, leaf: Any) -> Any:

@@ -42,7 +42,9 @@ def assert_same(found: State, wanted: State) -> None:
 
 
 def kept(folder: Path) -> list[str]:
-    return sorted(p.name for p in (folder / "steps").iterdir())
+    """Names of the checkpoints; nothing else is there but the index."""
+    names = {p.name for p in (folder / "steps").iterdir()}
+    return sorted(names - {"index.json"})
 
 
 def test_nothing_saved_yet(tmp_path):
@@ -141,39 +143,50 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
-@pytest.mark.parametrize("part", ["state", "meta"])
+@pytest.mark.parametrize("part", ["4", "index.json"])
 def test_damage_is_named(saved, tmp_path, damage, part):
     shutil.copytree(saved, tmp_path / "run")
-    files = [p for p in (tmp_path / "run" / "steps" / "4" / part).rglob("*") if p.is_file()]
+    steps = tmp_path / "run" / "steps"
+    files = [p for p in [steps / part, *(steps / part).rglob("*")] if p.is_file()]
     damage(max(files, key=lambda p: p.stat().st_size))
     with pytest.raises(
-        ValueError, match="steps/4 cannot be used: .*Delete .*steps to start"
+        ValueError, match=f"steps/{part} cannot be used: .*Delete .*steps to start"
     ) as error:
         with Checkpoints(tmp_path / "run", "key") as checkpoints:
             checkpoints.latest(state(0))
     assert len(str(error.value)) < 1000
 
 
-def test_a_changed_value_is_damage_even_where_the_files_are_whole(saved, tmp_path):
+def test_every_byte_of_the_index_counts(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    index = tmp_path / "run" / "steps" / "index.json"
+    index.write_text(index.read_text().replace('"metric": 0.5', '"metric": 0.6'))
+    with pytest.raises(ValueError, match=r"index.json cannot be used: it is damaged \(its digest"):
+        Checkpoints(tmp_path / "run", "key")
+
+
+def test_the_files_of_another_checkpoint_are_damage_even_where_they_are_whole(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     with Checkpoints(tmp_path / "other", "key") as checkpoints:
         checkpoints.save(4, state(5), {}, 0.5)
-    shutil.rmtree(tmp_path / "run" / "steps" / "4" / "state")
-    shutil.copytree(tmp_path / "other/steps/4/state", tmp_path / "run/steps/4/state")
+    shutil.rmtree(tmp_path / "run" / "steps" / "4")
+    shutil.copytree(tmp_path / "other/steps/4", tmp_path / "run/steps/4")
     with Checkpoints(tmp_path / "run", "key") as checkpoints:
-        with pytest.raises(ValueError, match=r"params.half is damaged \(its digest differs\)"):
+        with pytest.raises(ValueError, match=r"is (damaged \(its digest differs\)|missing)"):
             checkpoints.latest(state(0))
 
 
-def test_a_half_written_checkpoint_is_cleaned(saved, tmp_path):
+def test_what_a_kill_left_is_cleaned(saved, tmp_path):
+    """A half-written checkpoint, a whole one that did not get into the index, and a half-deleted one."""
     shutil.copytree(saved, tmp_path / "run")
-    torn = tmp_path / "run" / "steps" / "5.orbax-checkpoint-tmp"
-    shutil.copytree(saved / "steps" / "4" / "meta", torn / "meta")
+    shutil.copytree(saved / "steps" / "4", tmp_path / "run/steps/5.orbax-checkpoint-tmp")
+    shutil.copytree(saved / "steps" / "4", tmp_path / "run/steps/6")
     (tmp_path / "run" / "steps" / ".deleted" / "3").mkdir(parents=True)
     with Checkpoints(tmp_path / "run", "key") as checkpoints:
+        assert kept(tmp_path / "run") == ["4"]
         assert_same(checkpoints.latest(state(0))[0], state(4))
-        checkpoints.save(5, state(5), {}, 0.1)
-    assert kept(tmp_path / "run") == ["4", "5"]
+        checkpoints.save(6, state(6), {}, 0.1)
+    assert kept(tmp_path / "run") == ["4", "6"]
 
 
 SAVER = """
