@@ -23,7 +23,7 @@ import socket
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,10 +62,10 @@ def read_json(path: Path) -> Any:
 class Stage:
     """One step of the pipeline and its artefact: a folder named by the settings that it depends on."""
 
-    def __init__(self, workdir: Path, name: str, cfg: config.Config, fields: tuple[str, ...]):
-        """`fields`: dotted settings or whole sections that change the artefact."""
-        self.name, self.fields = name, config.subset(cfg, fields)
-        self.key = config.key(cfg, fields)
+    def __init__(self, workdir: Path, name: str, fields: dict[str, Any]):
+        """`fields`: {dotted setting: value} of what changes the artefact."""
+        self.name, self.fields = name, fields
+        self.key = config.key(fields)
         self.folder = Path(workdir).resolve() / name / self.key
         self._file = self.folder / "stage.json"
 
@@ -102,7 +102,7 @@ class Stage:
         return record
 
 
-def _digest(content: BinaryIO) -> str:
+def _digest(content: io.BufferedReader | io.BytesIO) -> str:
     return hashlib.file_digest(content, "blake2b").hexdigest()[:32]
 
 
@@ -152,7 +152,8 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
             )
-        self._write_index()
+        if not self._index.exists():
+            self._write_index()
         self._drop_unlisted()
 
     def __enter__(self) -> "Checkpoints":

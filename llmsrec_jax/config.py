@@ -66,8 +66,6 @@ class Data:
     # order within equal timestamps, seeded (D39)
     ties: Literal["random", "file", "item"] = "random"
     missing_title: str = "Empty title"  # stands for a title that is absent or empty (D16)
-    negatives: int = 99  # per evaluated user, unique, no known positive among them (D40)
-    sampling: Literal["uniform", "popularity"] = "uniform"  # how those negatives are drawn (D40)
 
 
 @dataclass
@@ -167,6 +165,8 @@ class Train:
 
 @dataclass
 class Evaluate:
+    negatives: int = 99  # candidates besides the target: unique, no known positive (D40)
+    sampling: Literal["uniform", "popularity"] = "uniform"  # how those negatives are drawn (D40)
     max_users: int = 0  # seeded sample of test users; 0 = all (D41)
     validation_users: int = 2000  # fixed sample of validation users; 0 = all (D24)
     ks: tuple[int, ...] = (1, 5, 10, 20)
@@ -258,7 +258,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda v: v >= 1,
         (
             *("data.shop.users", "data.shop.items", "data.min_user", "data.min_item"),
-            *("data.negatives", "teacher.d", "teacher.max_len", "teacher.blocks", "teacher.heads"),
+            *("teacher.d", "teacher.max_len", "teacher.blocks", "teacher.heads"),
             *(
                 "teacher.batch",
                 "teacher.negatives",
@@ -268,7 +268,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
             ),
             *("prompts.max_tokens", "head.dim", "head.hidden", "train.batch", "train.epochs"),
             *("train.negatives", "train.validations_per_epoch", "train.length_groups"),
-            *("train.shapes", "evaluate.batch", "evaluate.shapes"),
+            *("train.shapes", "evaluate.negatives", "evaluate.batch", "evaluate.shapes"),
         ),
     ),
     "above 0": (
@@ -427,6 +427,11 @@ def _check_metrics(config: Config) -> None:
     ks, metric = config.evaluate.ks, config.train.metric
     if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
         raise ValueError(f"evaluate.ks={ks}: must be different numbers, each at least 1")
+    if max(ks) > config.evaluate.negatives:
+        raise ValueError(
+            f"evaluate.ks={ks}: all of 1 + evaluate.negatives={config.evaluate.negatives} candidates "
+            f"are among the first {max(ks)}; ask for more negatives or smaller numbers"
+        )
     match = METRIC.fullmatch(metric)
     if not match:
         hint = closest(metric, [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in ks])
@@ -451,32 +456,15 @@ def subset(config: Config, names: Sequence[str]) -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def key(config: Config, names: Sequence[str]) -> str:
-    """12 hex digits that stand for the values of `names` (settings or whole sections), in any order."""
-    text = json.dumps(subset(config, names))
+def key(values: Mapping[str, Any]) -> str:
+    """12 hex digits that stand for {dotted name: value}, in any order."""
+    text = json.dumps(dict(sorted(values.items())))
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain values."""
     return dataclasses.asdict(config)
-
-
-def from_dict(nested: Mapping[str, Any]) -> Config:
-    """The inverse of to_dict, also after JSON; what is missing keeps its default.
-
-    Raises:
-      ValueError: an unknown name or a wrong type.
-    """
-
-    def leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in section.items():
-            if isinstance(value, Mapping):
-                yield from leaves(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
-
-    return apply(Config(), dict(leaves(nested, "")))
 
 
 def render(config: Config) -> str:

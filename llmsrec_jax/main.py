@@ -7,6 +7,7 @@ Running a command again skips what is finished and resumes what was interrupted.
 """
 
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -78,12 +79,16 @@ def main(argv: list[str]) -> None:
     file, _, words = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     default = "runs/" + "-".join([Path(file).stem, *words.split(",")]).rstrip("-")
     print(config.render(_CONFIG.value), flush=True)
+    # while a model trains, the training loop takes the signals over and saves first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from llmsrec_jax import pipeline  # slow to import: --help and mistakes answer at once
 
         pipeline.run(_CONFIG.value, Path(_WORKDIR.value or default), _MODE.value)
     except KeyboardInterrupt as error:
-        fail(f"interrupted: {error}\nthe same command goes on from there", 130)
+        fail(
+            f"interrupted: {str(error) or 'by a signal'}\nthe same command goes on from there", 130
+        )
     except (ValueError, OSError) as error:
         if _DEBUG.value or not (isinstance(error, OSError) or is_ours(error)):
             raise

@@ -1,4 +1,4 @@
-"""The stages: prepare -> teacher -> tokens -> train -> evaluate. Each leaves an artefact keyed by the fields it depends on.
+"""The stages: prepare -> teacher -> tokens -> train -> encode -> evaluate. Each leaves an artefact keyed by the fields it depends on.
 
 A finished stage is skipped, an interrupted one resumes. Stages of other configurations live beside each other in
 one work folder, so that ablations share data, teacher and tokens.
@@ -6,8 +6,10 @@ one work folder, so that ablations share data, teacher and tokens.
 
 import dataclasses
 import os
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +32,12 @@ from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, check_vocabulary, 
 from llmsrec_jax.writer import Writer
 
 # Which fields change a stage's artefact. Fields that only change speed or display are in none of them.
-DATA = ("seed", "data", "evaluate.max_users", "evaluate.validation_users")
-TEACHER = (*DATA, "teacher", "evaluate.ties")
+DATA = ("seed", "data")
+CANDIDATES = {  # split -> fields of its candidates
+    "valid": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.validation_users"),
+    "test": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.max_users"),
+}
+TEACHER = (*CANDIDATES["valid"], "teacher", "evaluate.ties")
 TOKENS = (*DATA, "llm.path", "llm.revision", "llm.tokenizer", "prompts.wording")
 TRAIN = (
     *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype"),
@@ -40,12 +46,15 @@ TRAIN = (
     *("train.negatives", "train.exclude", "train.validations_per_epoch", "train.patience"),
     *("train.metric", "train.max_users"),
 )
+VECTORS = (*TRAIN, *CANDIDATES["test"])
 TEACHER_KEY, LLM_KEY = 1, 2  # random streams
 # a random backbone stands for pretrained weights: it does not change with the seed
 BACKBONE_SEED = 0
 TEACHER_ROWS = 512  # windows per encoding step
 SHOWN_TITLE = 70  # characters of a title on the console
 TRAINED_VOCABULARY = 1024  # of a tokenizer trained on the catalogue
+OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
+VECTORS_FILE = "test.npz"
 
 
 class Run:
@@ -53,11 +62,30 @@ class Run:
 
     def __init__(self, cfg: config.Config, workdir: Path, writer: Writer):
         self.cfg, self.workdir, self.writer = cfg, workdir, writer
+        self._contents: dict[str, str] = {}
         self.mesh = parallel.make_mesh(cfg.mesh.devices)
         self.devices = self.mesh.devices.size
 
     def stage(self, name: str, fields: tuple[str, ...]) -> Stage:
-        return Stage(self.workdir, name, self.cfg, fields)
+        return Stage(self.workdir, name, self.fields(fields))
+
+    def fields(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """{setting: value} of what an artefact depends on; a path counts as what is in its files."""
+        values = config.subset(self.cfg, names)
+        for name in values.keys() & CONTENT.keys():
+            if name not in self._contents:
+                self._contents[name] = CONTENT[name](self, values[name])
+            values[name] = self._contents[name]
+        return values
+
+    def _backbone_content(self, path: str) -> str:
+        folder = self._located[1]
+        return path if folder is None else llama_config.fingerprint(folder)
+
+    def _tokenizer_content(self, path: str) -> str:
+        if path in OWN_TOKENIZERS:
+            return path
+        return llama_config.fingerprint(llama_config.resolve(path))
 
     def _finish(self, stage: Stage, job: train.Job, progress: train.Progress) -> None:
         """Closes a training stage and says how it went, with the number of programs it had to compile."""
@@ -73,26 +101,22 @@ class Run:
     def prepare(self) -> None:
         """Dataset, data card and the candidates of every evaluated user: made once, stored."""
         stage, cfg = self.stage("data", DATA), self.cfg
-        inputs = storage.fingerprints([cfg.data.files.interactions, cfg.data.files.items])
-        if stage.finished:
-            if stage.info["inputs"] != inputs:
-                raise ValueError(
-                    f"{' or '.join(inputs)} changed since {stage.folder} was made of it: "
-                    "use another --workdir, or delete that folder"
-                )
-            self.writer.say(cards.render_card(stage.info["card"]))
-        else:
+        if not stage.finished:
             catalog, interactions, counts = sources.load(cfg.data, cfg.seed)
             dataset, card = splits.prepare(catalog, interactions, cfg.data, cfg.seed, counts)
             dataset.save(stage.folder)
-            self.writer.say(cards.render_card(card))
-            limits = {"valid": cfg.evaluate.validation_users, "test": cfg.evaluate.max_users}
-            for split, limit in limits.items():
-                users = splits.sample_users(dataset.eligible(split), limit, cfg.seed)
-                options = (cfg.data.negatives, cfg.data.sampling, cfg.seed)
-                candidates = sampling.candidates(dataset, split, users, *options)
-                sampling.save_candidates(stage.folder, split, users, candidates)
-            stage.finish({"card": card, "inputs": inputs})
+            stage.finish({"card": card})
+        self.writer.say(cards.render_card(stage.info["card"]))
+        limits = {"valid": cfg.evaluate.validation_users, "test": cfg.evaluate.max_users}
+        for split, limit in limits.items():
+            stage = self.stage("candidates", CANDIDATES[split])
+            if stage.finished:
+                continue
+            users = splits.sample_users(self.dataset.eligible(split), limit, cfg.seed)
+            options = (cfg.evaluate.negatives, cfg.evaluate.sampling, cfg.seed)
+            candidates = sampling.candidates(self.dataset, split, users, *options)
+            sampling.save_candidates(stage.folder, split, users, candidates)
+            stage.finish({"users": len(users)})
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -100,7 +124,7 @@ class Run:
 
     def candidates(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(users int32 [n], candidates int32 [n, C]) of `valid` or `test`."""
-        return sampling.load_candidates(self.stage("data", DATA).folder, split)
+        return sampling.load_candidates(self.stage("candidates", CANDIDATES[split]).folder, split)
 
     # teacher ------------------------------------------------------------------------------------------------
 
@@ -210,9 +234,7 @@ class Run:
 
     def _find_tokenizer(self) -> Tokenizer:
         wanted, catalog = self.cfg.llm.tokenizer, self.dataset.catalog
-        folder = (
-            llama_config.resolve(wanted) if wanted not in ("", "catalogue") else self._located[1]
-        )
+        folder = self._located[1] if wanted in OWN_TOKENIZERS else llama_config.resolve(wanted)
         if wanted != "catalogue" and folder is not None:
             return Tokenizer.load(folder)
         texts = training_texts(catalog, self.cfg.prompts.wording, self.dataset.train.times)
@@ -233,9 +255,7 @@ class Run:
     @cached_property
     def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
         (shape, folder), tokenizer = self._located, self.builder.tokenizer
-        dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}.get(self.cfg.llm.dtype) or (
-            jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        )
+        dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[self.cfg.llm.dtype]
         if dtype == jnp.float32:  # accelerators would round the factors of float32 products
             jax.config.update("jax_default_matmul_precision", "highest")
         if folder is None:
@@ -385,6 +405,20 @@ class Run:
 
     # evaluate -----------------------------------------------------------------------------------------------
 
+    def encode(self) -> None:
+        """LLM-SRec's vectors of the test users and of every item, once."""
+        stage = self.stage("vectors", VECTORS)
+        if stage.finished:
+            return
+        users, _ = self.candidates("test")
+        prompts = self.builder.users(self.dataset.inputs("test", users))
+        every = np.arange(1, self.dataset.catalog.size)
+        items = self.builder.items(every)
+        vectors = self._llm_vectors(self._llm_params(), prompts, items, every, "test")
+        storage.write_arrays(stage.folder / VECTORS_FILE, user=vectors.user, item=vectors.item)
+        stage.finish({})
+        self._say_trimmed("the test set")
+
     def evaluate(self, with_llm: bool) -> None:
         """The test set, once, for every model on the same candidates; writes results.json and shows tables."""
         users, candidates = self.candidates("test")
@@ -394,13 +428,8 @@ class Run:
             "teacher": (self._teacher_vectors(self._teacher_params, histories), TEACHER),
         }
         if with_llm:
-            every = np.arange(1, self.dataset.catalog.size)
-            vectors = self._llm_vectors(
-                *(self._llm_params(), self.builder.users(histories), self.builder.items(every)),
-                *(every, "test"),
-            )
-            models[results.label(self.cfg)] = (vectors, TRAIN)
-            self._say_trimmed("the test set")
+            stored = storage.read_arrays(self.stage("vectors", VECTORS).folder / VECTORS_FILE)
+            models[results.label(self.cfg)] = (Vectors(**stored), TRAIN)
         if self.cfg.data.source == "shop":
             made = shop.generate(self.cfg.data.shop, self.cfg.seed)
             models["bayes bound"] = (Vectors(*made.bayes(self.dataset, users, "test")), DATA)
@@ -416,7 +445,7 @@ class Run:
                 "sampled": evaluate.sampled_ranking(vectors, candidates),
                 "full": evaluate.full_ranking(vectors, targets, seen),
             }
-            common = results.common(self.cfg, fields, self.dataset.name, candidates)
+            common = results.common(self.cfg, self.fields(fields), self.dataset.name, candidates)
             rows += evaluate.records(name, counts, masks, self.cfg.evaluate, common)
         merged = results.merge(self.workdir / "results.json", rows)
         self.writer.say(results.tables(merged, rows[-1]))
@@ -440,13 +469,21 @@ class Run:
             self.writer.say("\n".join(lines))
 
 
+CONTENT: dict[str, Callable[[Run, str], str]] = {  # settings that name files -> what is in them
+    "data.files.interactions": lambda run, path: storage.fingerprint(path),
+    "data.files.items": lambda run, path: storage.fingerprint(path),
+    "llm.path": Run._backbone_content,
+    "llm.tokenizer": Run._tokenizer_content,
+}
 TRAIN_STEPS = (Run.prepare, Run.require_titles, Run.teacher, Run.tokens, Run.train)
 STEPS = {  # mode -> what it does, in order
     "prepare": (Run.prepare,),
     "teacher": (Run.prepare, Run.teacher, partial(Run.evaluate, with_llm=False)),
     "train": TRAIN_STEPS,
-    "evaluate": (Run.require_trained, *TRAIN_STEPS, partial(Run.evaluate, with_llm=True)),
-    "run": (*TRAIN_STEPS, partial(Run.evaluate, with_llm=True)),
+    "evaluate": (
+        *(Run.require_trained, *TRAIN_STEPS, Run.encode, partial(Run.evaluate, with_llm=True)),
+    ),
+    "run": (*TRAIN_STEPS, Run.encode, partial(Run.evaluate, with_llm=True)),
 }
 
 
@@ -466,6 +503,9 @@ def run(cfg: config.Config, workdir: Path, mode: str = "run") -> None:
     """
     config.validate(cfg)
     keep_compiled()
+    if cfg.llm.dtype == "auto":
+        dtype = "fp32" if jax.default_backend() == "cpu" else "bf16"
+        cfg = config.apply(cfg, {"llm.dtype": dtype})
     with Lock(workdir), Writer(workdir) as writer:
         write_json(workdir / "config.json", config.to_dict(cfg))
         job = Run(cfg, workdir, writer)

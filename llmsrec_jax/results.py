@@ -29,15 +29,15 @@ def label(cfg: config.Config) -> str:
 
 
 def common(
-    cfg: config.Config, fields: tuple[str, ...], dataset: str, candidates: np.ndarray
+    cfg: config.Config, fields: dict[str, Any], dataset: str, candidates: np.ndarray
 ) -> Record:
-    """What the records of one model share; `fields` are those its numbers depend on."""
+    """What the records of one model share; `fields` are the settings its numbers depend on."""
     return {
         "dataset": dataset,
         "split": "test",
         "seed": cfg.seed,
         "candidates_hash": hashlib.blake2b(candidates.tobytes(), digest_size=8).hexdigest(),
-        "config_hash": config.key(cfg, (*fields, *EVALUATION)),
+        "config_hash": config.key(fields | config.subset(cfg, EVALUATION)),
         "git": _git(),
     }
 
@@ -87,13 +87,19 @@ def tables(rows: list[Record], like: Record) -> str:
             second.setdefault(name, {})[row["slice"]] = cell
     users = next(row["users"] for row in rows if row["slice"] == "all")
     parts = []
+    named = [(model, seed) for model, seed, _ in first]
+    twins = {name for name in named if named.count(name) > 1}  # told apart by their settings
     for title, cells in (
         (f"test set of {dataset}, {users} users, mean ± standard error", first),
         ("ndcg@10, sampled ranking, by slice", second),
     ):
         columns = ["model", "seed", *dict.fromkeys(c for row in cells.values() for c in row)]
         body = [
-            [n[0], str(n[1]), *(row.get(c, "") for c in columns[2:])] for n, row in cells.items()
+            [
+                f"{model} ({key})" if (model, seed) in twins else model,
+                *(str(seed), *(row.get(c, "") for c in columns[2:])),
+            ]
+            for (model, seed, key), row in cells.items()
         ]
         parts.append(f"{title}\n{table(columns, body)}")
     return "\n\n".join(parts)

@@ -228,7 +228,7 @@ def test_kill_at_any_moment(tmp_path):
 
 def stage(workdir: Path, **changes) -> Stage:
     cfg = config.apply(config.Config(), {f"train.{k}": v for k, v in changes.items()})
-    return Stage(workdir, "train", cfg, ("seed", "train"))
+    return Stage(workdir, "train", config.subset(cfg, ("seed", "train")))
 
 
 def test_a_stage_is_finished_once_it_says_so(tmp_path):
@@ -297,6 +297,6 @@ with Lock(Path(sys.argv[1])):
 
 
 def test_stage_fields_survive_json(tmp_path):
-    cfg = config.Config()
-    Stage(tmp_path, "evaluate", cfg, ("evaluate",)).finish({})
-    assert Stage(tmp_path, "evaluate", cfg, ("evaluate",)).finished  # tuples become lists in JSON
+    fields = config.subset(config.Config(), ("evaluate",))
+    Stage(tmp_path, "evaluate", fields).finish({})
+    assert Stage(tmp_path, "evaluate", fields).finished  # tuples become lists in JSON

@@ -168,6 +168,7 @@ def test_workdir(tmp_path, args, workdir):
             "error: [Errno 2] No such file or directory: 'absent.csv' (--debug",
         ),
         ("raise KeyboardInterrupt('saved at step 7')", 130, "interrupted: saved at step 7"),
+        ("import os; os.kill(os.getpid(), 15)", 130, "interrupted: by a signal\nthe same command"),
     ],
 )
 def test_errors_of_a_run(tmp_path, body, code, message):

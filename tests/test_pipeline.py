@@ -12,7 +12,7 @@ import pytest
 from llmsrec_jax import config, pipeline, train
 from llmsrec_jax.data import sources
 from llmsrec_jax.prompts.tokens import ItemTokens
-from llmsrec_jax.writer import read_log
+from llmsrec_jax.writer import Writer, read_log
 from tests.factories import random_dataset
 from tests.systems import tiny
 
@@ -61,17 +61,18 @@ def no_work(monkeypatch):
 
 def test_what_a_run_leaves_behind(finished):
     assert sorted(p.name for p in finished.iterdir()) == [
-        *(".lock", "checkpoints", "config.json", "data", "metrics.jsonl", "results.json"),
-        *("teacher", "tokens"),
+        *(".lock", "candidates", "checkpoints", "config.json", "data", "metrics.jsonl"),
+        *("results.json", "teacher", "tokens", "vectors"),
     ]
-    assert config.from_dict(json.loads((finished / "config.json").read_text())) == tiny()
-    for stage in ("data", "teacher", "tokens", "checkpoints"):
-        (folder,) = (finished / stage).iterdir()
-        record = json.loads((folder / "stage.json").read_text())
-        assert record["stage"] == stage and record["key"] == folder.name
-    (data,) = (finished / "data").iterdir()
+    used = config.to_dict(tiny({"llm.dtype": "fp32"}))  # auto, on a CPU
+    assert json.loads((finished / "config.json").read_text()) == json.loads(json.dumps(used))
+    for stage in ("data", "candidates", "teacher", "tokens", "checkpoints", "vectors"):
+        for folder in (finished / stage).iterdir():
+            record = json.loads((folder / "stage.json").read_text())
+            assert record["stage"] == stage and record["key"] == folder.name
     for split, users in (("valid", 20), ("test", 40)):
-        with np.load(data / f"candidates_{split}.npz") as stored:
+        (file,) = finished.glob(f"candidates/*/candidates_{split}.npz")
+        with np.load(file) as stored:
             assert stored["candidates"].shape == (users, 21)
     lines = read_log(finished / "metrics.jsonl")
     assert [(line["stage"], line["step"]) for line in lines] == [
@@ -136,6 +137,7 @@ def test_an_ablation_shares_what_it_can(copy, monkeypatch):
 
 def test_metrics_do_not_depend_on_the_batch(finished, copy, no_work):
     assert tiny().evaluate.batch == 64
+    shutil.rmtree(copy / "vectors")
     pipeline.run(tiny({"evaluate.batch": 8}), copy, "evaluate")
     assert values(results(copy)) == values(results(finished))
 
@@ -172,7 +174,7 @@ def ids_only(tmp_path) -> config.Config:
         {
             "data.source": "files",
             "data.files.interactions": str(path),
-            "data.negatives": 10,
+            "evaluate.negatives": 20,
             "evaluate.max_users": 0,
         }
     )
@@ -216,6 +218,7 @@ def test_a_vector_that_is_no_number_is_named(copy, monkeypatch, kind):
         return made
 
     monkeypatch.setattr(pipeline.Run, "_llm_vectors", broken)
+    shutil.rmtree(copy / "vectors")
     with pytest.raises(ValueError, match=rf"llm_srec: the vector of {kind} '\w+\d+' is not finite"):
         pipeline.run(tiny(), copy, "evaluate")
 
@@ -223,15 +226,18 @@ def test_a_vector_that_is_no_number_is_named(copy, monkeypatch, kind):
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
-        *(("data", "dataset.npz"), ("data", "items.jsonl"), ("data", "candidates_test.npz")),
+        *(("data", "dataset.npz"), ("data", "items.jsonl"), ("vectors", "test.npz")),
+        *(("candidates", "candidates_test.npz"), ("candidates", "stage.json")),
         *(("data", "stage.json"), ("teacher", "stage.json"), ("checkpoints", "stage.json")),
         *(("tokens", "items/ids.npy"), ("tokens", "tokenizer/tokenizer.json")),
     ],
 )
 def test_a_damaged_artefact_is_named(copy, stage, name):
-    (folder,) = (copy / stage).iterdir()
+    folder = next(folder for folder in (copy / stage).iterdir() if (folder / name).exists())
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
+    if stage != "vectors":  # made of the others, which are not read once it is there
+        shutil.rmtree(copy / "vectors")
     with pytest.raises(ValueError) as error:
         pipeline.run(tiny(), copy, "evaluate")
     assert str((folder / name).parent) in str(error.value)
@@ -259,7 +265,7 @@ def test_every_setting_is_read():
 
 def test_every_setting_is_in_a_key_or_changes_no_number():
     """A stage made with other settings is never taken for this one's."""
-    keyed = config.subset(config.Config(), pipeline.TRAIN)
+    keyed = config.subset(config.Config(), pipeline.VECTORS)
     free = {name for name, _, _ in config.flatten(config.Config())} - set(keyed)
     assert free == {
         *("llm.remat", "mesh.devices", "train.length_groups", "train.shapes"),
@@ -268,8 +274,15 @@ def test_every_setting_is_in_a_key_or_changes_no_number():
     }
 
 
-def test_changed_input_files_are_noticed(tmp_path):
-    """A stage made of other content than the file has now is not reused in silence."""
+def test_more_test_users_train_nothing_again(copy, monkeypatch):
+    monkeypatch.setattr(train, "fit", None)
+    pipeline.run(tiny({"evaluate.max_users": 60, "evaluate.ks": (1, 10)}), copy, "evaluate")
+    users = {row["users"] for row in results(copy) if row["slice"] == "all"}
+    assert users == {40, 60}
+
+
+def test_a_file_is_known_by_its_content(tmp_path):
+    """Moved, its stages are found again; changed, none of them is used."""
     table = tmp_path / "rows.csv"
     day = 86_400_000 * 20_000
     lines = [f"u{u},i{(u + k) % 40},{day + k}" for u in range(40) for k in range(8)]
@@ -279,9 +292,33 @@ def test_changed_input_files_are_noticed(tmp_path):
         "data.files.interactions": str(table),
         "data.shop.users": 2000,
     }
-    cfg = config.apply(tiny(), {**settings, "data.shop.items": 400, "data.negatives": 5})
+    cfg = config.apply(tiny(), {**settings, "data.shop.items": 400})
     pipeline.run(cfg, tmp_path / "run", "prepare")
-    pipeline.run(cfg, tmp_path / "run", "prepare")
-    table.write_text(table.read_text() + "u0,i39,9\n")
-    with pytest.raises(ValueError, match=r"rows.csv changed since .* was made of it"):
-        pipeline.run(cfg, tmp_path / "run", "prepare")
+    made = set((tmp_path / "run" / "data").iterdir())
+    moved = config.apply(cfg, {"data.files.interactions": str(tmp_path / "moved.csv")})
+    table.rename(tmp_path / "moved.csv")
+    pipeline.run(moved, tmp_path / "run", "prepare")
+    assert set((tmp_path / "run" / "data").iterdir()) == made
+    with (tmp_path / "moved.csv").open("a") as file:
+        file.write("u0,i39,9\n")
+    pipeline.run(moved, tmp_path / "run", "prepare")
+    assert len(set((tmp_path / "run" / "data").iterdir()) - made) == 1
+
+
+def test_a_backbone_is_known_by_its_content(tmp_path):
+    """Moved, it is the same; with other weights or another tokenizer it is not."""
+    run = lambda folder: pipeline.Run(
+        tiny({"llm.path": str(folder), "llm.tokenizer": str(folder)}), tmp_path, Writer(tmp_path)
+    )
+    shape = {"vocab_size": 8, "hidden_size": 4, "num_attention_heads": 1, "intermediate_size": 8}
+    for name in ("one", "same", "other", "tokenizer"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**shape, "num_hidden_layers": 1}))
+        (folder / "model.safetensors").write_bytes(b"weights" if name != "other" else b"changed")
+        (folder / "tokenizer.json").write_text("{}" if name != "tokenizer" else "[]")
+    keys = {
+        name: run(tmp_path / name).stage("checkpoints", pipeline.TRAIN).key
+        for name in ("one", "same", "other", "tokenizer")
+    }
+    assert keys["one"] == keys["same"] and len(set(keys.values())) == 3

@@ -20,6 +20,9 @@ def test_tables_show_baselines_first_and_the_bound_last():
         for seed in (1, 0)
         for model in models
     ]
+    twin = [{**row, "config_hash": "1"} for row in rows if row["model"] == "teacher"]
+    assert "teacher (0)" in results.tables(rows + twin, rows[0])
+    assert "teacher (1)" in results.tables(rows + twin, rows[0])
     others = [{**rows[0], "dataset": "other"}, {**rows[0], "candidates_hash": "d"}]
     text = results.tables(rows + others, rows[0])
     order = ["popularity", "teacher", "llm_srec", "llm_srec w/o distill", "bayes bound"]

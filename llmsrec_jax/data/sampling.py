@@ -109,13 +109,13 @@ def _draw(
         elif sampling == "popularity":
             draw = _Popularity(unseen, dataset.counts)
         else:
-            raise ValueError(f"data.sampling={sampling!r}: use uniform or popularity")
+            raise ValueError(f"evaluate.sampling={sampling!r}: use uniform or popularity")
         few = draw.available < num
         if few.any():
             worst = int(np.argmin(draw.available))
             raise ValueError(
                 f"user {str(dataset.user_keys[block[worst]])!r} leaves only {draw.available[worst]} of "
-                f"{dataset.catalog.size - 1} items to draw from, {num} negatives are asked for: lower {'data' if purpose == 'candidates' else 'train'}.negatives"
+                f"{dataset.catalog.size - 1} items to draw from, {num} negatives are asked for: lower {'evaluate' if purpose == 'candidates' else 'train'}.negatives"
             )
         stream = _Stream(counter.bits(seed, purpose, key[rows] if np.ndim(key) else key, block))
         drawn[start : start + _BLOCK] = _first_unique(draw, stream, len(block), num)

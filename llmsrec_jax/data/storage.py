@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +49,11 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def fingerprints(paths: Iterable[str]) -> dict[str, str]:
-    """{path: digest of the content} of the files that are named and there."""
-    named = [path for path in paths if path and Path(path).is_file()]
-    return {path: _digest(Path(path)) for path in named}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+def fingerprint(path: str) -> str:
+    """Digest of a file's content; of one that is not there, its path."""
+    if not Path(path).is_file():
+        return path
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -4,6 +4,7 @@
 """
 
 import difflib
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*_map.json"]
 RANDOM = "random:"
+EDGE = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,22 @@ def resolve(path: str, revision: str = "") -> Path:
             f"llm.path: no folder {path!r}; give a folder, a hub id (org/name) or random:<size>"
         )
     return _download(path, revision)
+
+
+def fingerprint(folder: Path) -> str:
+    """Digest of a model's folder: files up to 32 MiB whole; of weights their size, their beginning and their end.
+
+    Reading 16 GB at every start would take longer than what it protects from: other training changes every tensor.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted({p for pattern in HUB_FILES for p in folder.glob(pattern)}):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(EDGE))
+            file.seek(max(size - EDGE, EDGE))
+            digest.update(file.read(EDGE))
+    return digest.hexdigest()
 
 
 def _download(repo: str, revision: str) -> Path:

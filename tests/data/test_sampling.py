@@ -115,7 +115,7 @@ def test_too_small_a_catalogue_names_the_user():
     made = dataset([[1, 2, 3, 4], [1, 2, 3, 4, 5]], items=8)
     assert sampling.candidates(made, "test", np.asarray([0]), 4, "uniform", 0).shape == (1, 5)
     message = (
-        "user 'u1' leaves only 3 of 8 items .* 4 negatives are asked for: lower data.negatives"
+        "user 'u1' leaves only 3 of 8 items .* 4 negatives are asked for: lower evaluate.negatives"
     )
     with pytest.raises(ValueError, match=message):
         sampling.candidates(made, "test", np.arange(2), 4, "uniform", 0)
@@ -126,7 +126,7 @@ def test_too_small_a_catalogue_names_the_user():
 
 def test_wrong_requests_are_refused():
     made = dataset([[1, 2, 3, 4]], items=8)
-    with pytest.raises(ValueError, match="data.sampling='zipf': use uniform or popularity"):
+    with pytest.raises(ValueError, match="evaluate.sampling='zipf': use uniform or popularity"):
         sampling.candidates(made, "test", np.asarray([0]), 2, "zipf", 0)
     with pytest.raises(ValueError, match="train.exclude='all': use train or history"):
         sampling.train_negatives(made, np.asarray([0]), 0, 2, "all", 0)
