@@ -1,9 +1,11 @@
 """Data and prompts become batches. A batch is a pure function of (seed, step); grain prefetches and keeps the position.
 
 Because of that, resuming is starting at a step number, and the batches do not depend on how the run was interrupted.
+Nor do they depend on the number of processes: each builds the rows of its own devices (`mine`: their places among all
+`devices`; None = all), in shapes chosen for the whole batch, so that all of them run the same program.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from llmsrec_jax.prompts.prompts import PromptBuilder, Prompts
 
 # windows of a batch: groups of similar length, compiled shapes at most
 TEACHER_GROUPS, TEACHER_SHAPES = 4, 3
+Lengths = tuple[np.ndarray, np.ndarray]  # of prompts: int [n] prefix and live tokens
 
 
 def stream(build: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
@@ -64,11 +67,24 @@ def per_device(users: int, devices: int, field: str) -> int:
     return users // devices
 
 
+def own(devices: int, mine: Sequence[int] | None) -> list[int]:
+    """Places of this process's devices among all."""
+    return list(range(devices) if mine is None else mine)
+
+
 class TeacherBatches:
     """SASRec's training batches: windows of similar length grouped, so that short users cost little (S2)."""
 
-    def __init__(self, dataset: Dataset, cfg: config.Teacher, seed: int, devices: int):
+    def __init__(
+        self,
+        dataset: Dataset,
+        cfg: config.Teacher,
+        seed: int,
+        devices: int,
+        mine: Sequence[int] | None = None,
+    ):
         self.dataset, self.cfg, self.seed, self.devices = dataset, cfg, seed, devices
+        self.mine = own(devices, mine)
         users = dataset.eligible("train")
         self.order = EpochOrder(users, cfg.batch, seed)
         self.rows = per_device(self.order.batch, devices, "teacher.batch")
@@ -79,7 +95,7 @@ class TeacherBatches:
         )
 
     def __call__(self, step: int) -> tuple[SequenceBatch, ...]:
-        """Groups of arrays [devices, rows, T]."""
+        """Groups of arrays [own devices, rows, T]."""
         users = self.order(step)
         shards = users.reshape(self.devices, self.rows)
         shards = np.take_along_axis(
@@ -87,7 +103,7 @@ class TeacherBatches:
         )
         lengths = self.lengths[shards]
         shape = plan.choose(self.shapes, np.zeros_like(lengths), lengths)
-        return parallel.stack([self._shard(rows, shape, step) for rows in shards])
+        return parallel.stack([self._shard(shards[device], shape, step) for device in self.mine])
 
     def _shard(self, users: np.ndarray, shape: Any, step: int) -> tuple[SequenceBatch, ...]:
         groups, start, epoch = [], 0, step // self.order.steps_per_epoch
@@ -124,72 +140,82 @@ class LLMBatches:
         cf_user_repr: np.ndarray,
         cfg: config.Config,
         devices: int,
+        mine: Sequence[int] | None = None,
     ):
         """`users` int32 [n]; `cf_user_repr` float32 [n, E], the teacher's vectors of their training inputs."""
         self.dataset, self.cfg, self.devices, self.builder = dataset, cfg, devices, builder
+        self.mine = own(devices, mine)
         self.order = EpochOrder(np.arange(len(users)), cfg.train.batch, cfg.seed)
         self.rows = per_device(self.order.batch, devices, "train.batch")
         self.users, self.cf_user_repr = users, cf_user_repr
         self.targets = dataset.targets("train", users)
         self.items = builder.items(np.arange(1, dataset.catalog.size))
+        self.user_lengths = builder.user_lengths(dataset.inputs("train", users))
+        self.item_lengths = self.items.prefix_len, self.items.live_lengths
         groups, rest = cfg.train.length_groups, (cfg.train.shapes, cfg.seed)
-        lengths = builder.user_lengths(dataset.inputs("train", users))
-        self.user_shapes = plan.plan_groups(*lengths, self.rows, groups, *rest)
-        item_lengths = (self.items.prefix_len, self.items.live_lengths)
+        self.user_shapes = plan.plan_groups(*self.user_lengths, self.rows, groups, *rest)
         candidates = self.rows * (1 + cfg.train.negatives)
-        self.item_shapes = plan.plan_groups(*item_lengths, candidates, max(groups - 1, 1), *rest)
+        self.item_shapes = plan.plan_groups(
+            *self.item_lengths, candidates, max(groups - 1, 1), *rest
+        )
 
     def __call__(self, step: int) -> LLMBatch:
-        """Arrays [devices, ...]; users of a device sorted by prompt length."""
-        members = self.order(step)
-        epoch = step // self.order.steps_per_epoch
-        prompts = self.builder.users(self.dataset.inputs("train", self.users[members]))
-        rows = np.arange(len(members)).reshape(self.devices, self.rows)
-        rows = np.stack([_by_length(prompts, r) for r in rows])
-        candidates = [self._candidates(members[r], epoch) for r in rows]
-        item_rows = [_by_length(self.items, c.reshape(-1) - 1) for c in candidates]
-        user_shape, item_shape = self._shapes(prompts, rows, np.stack(item_rows))
+        """Arrays [own devices, ...]; users of a device sorted by prompt length."""
+        rows = self.order(step).reshape(self.devices, self.rows)
+        rows = np.stack([_by_length(self.user_lengths, r) for r in rows])
+        candidates = self._candidates(rows, step // self.order.steps_per_epoch)
+        item_rows = candidates.reshape(self.devices, -1) - 1
+        item_rows = np.stack([_by_length(self.item_lengths, r) for r in item_rows])
+        user_shape, item_shape = self._shapes(rows, item_rows)
         shards = []
-        for r, c, i in zip(rows, candidates, item_rows, strict=True):
+        for device in self.mine:
+            users, items = rows[device], item_rows[device]
             position = np.empty(self.dataset.catalog.size, np.int32)
-            position[i + 1] = np.arange(len(i))  # of any prompt of the item: duplicates are equal
+            position[items + 1] = np.arange(len(items))  # any prompt of an item: they are equal
+            prompts = self.builder.users(self.dataset.inputs("train", self.users[users]))
             shards.append(
                 LLMBatch(
-                    users=_groups(prompts, r, user_shape),
-                    items=_groups(self.items, i, item_shape),
-                    candidates=position[c],
-                    cf_user_repr=self.cf_user_repr[members[r]],
+                    users=_groups(prompts, np.arange(len(users)), user_shape),
+                    items=_groups(self.items, items, item_shape),
+                    candidates=position[candidates[device]],
+                    cf_user_repr=self.cf_user_repr[users],
                 )
             )
         return parallel.stack(shards)
 
-    def _shapes(self, prompts: Prompts, users: np.ndarray, items: np.ndarray) -> tuple[Any, Any]:
+    def _shapes(self, users: np.ndarray, items: np.ndarray) -> tuple[Any, Any]:
         """Shapes of the users' and of the items' prompts: of one rank, so that there are as many programs as ranks."""
         rank = max(
-            _rank(self.user_shapes, prompts, users), _rank(self.item_shapes, self.items, items)
+            _rank(self.user_shapes, self.user_lengths, users),
+            _rank(self.item_shapes, self.item_lengths, items),
         )
         at = lambda shapes: shapes[min(rank, len(shapes) - 1)]
         return at(self.user_shapes), at(self.item_shapes)
 
     def _candidates(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        """int32 [devices, n, C] of rows [devices, n]."""
         negatives = sampling.train_negatives(
             self.dataset,
-            self.users[rows],
+            self.users[rows.reshape(-1)],
             epoch,
             self.cfg.train.negatives,
             self.cfg.train.exclude,
             self.cfg.seed,
         )
-        return np.concatenate([self.targets[rows][:, None], negatives], axis=1)
+        return np.concatenate(
+            [self.targets[rows][..., None], negatives.reshape(*rows.shape, -1)], axis=2
+        )
 
 
-def _by_length(prompts: Prompts, rows: np.ndarray) -> np.ndarray:
-    return rows[np.lexsort((prompts.prefix_len[rows], prompts.lengths[rows]))]
+def _by_length(lengths: Lengths, rows: np.ndarray) -> np.ndarray:
+    prefix, live = (length[rows] for length in lengths)
+    return rows[np.lexsort((prefix, prefix + live))]
 
 
-def _rank(shapes: list[Any], prompts: Prompts, rows: np.ndarray) -> int:
+def _rank(shapes: list[Any], lengths: Lengths, rows: np.ndarray) -> int:
     """Place of the cheapest shape that holds every device's rows [devices, n]."""
-    return shapes.index(plan.choose(shapes, prompts.prefix_len[rows], prompts.live_lengths[rows]))
+    prefix, live = (length[rows] for length in lengths)
+    return shapes.index(plan.choose(shapes, prefix, live))
 
 
 def _groups(prompts: Prompts, rows: np.ndarray, shape: Any) -> tuple[PromptBatch, ...]:
@@ -201,12 +227,17 @@ def _groups(prompts: Prompts, rows: np.ndarray, shape: Any) -> tuple[PromptBatch
 
 
 def encoding_batches(
-    prompts: Prompts, rows: int, devices: int, max_shapes: int
+    prompts: Prompts,
+    rows: int,
+    devices: int,
+    max_shapes: int,
+    mine: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[np.ndarray], PromptBatch]]:
-    """All prompts once, globally sorted: (row indices per device, batch [devices, rows, ..])."""
+    """All prompts once, globally sorted: (row indices of every device, batch [own devices, rows, ..])."""
     blocks = _blocks(prompts.prefix_len, prompts.live_lengths, rows, devices, max_shapes)
     for group, shape in blocks:
-        yield group, parallel.stack([plan.fill(prompts, index, shape) for index in group])
+        shards = [plan.fill(prompts, group[device], shape) for device in own(devices, mine)]
+        yield group, parallel.stack(shards)
 
 
 def _blocks(
@@ -226,11 +257,19 @@ def _blocks(
 
 
 def window_batches(
-    histories: UserSequences, max_len: int, rows: int, devices: int
+    histories: UserSequences,
+    max_len: int,
+    rows: int,
+    devices: int,
+    mine: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
-    """Left-padded teacher windows of all users, grouped by length: (row indices per device, int32 [devices, rows, T])."""
+    """Left-padded teacher windows of all users, grouped by length.
+
+    Yields (row indices of every device, int32 [own devices, rows, T]).
+    """
     lengths = np.minimum(histories.lengths, max_len)
     blocks = _blocks(np.zeros_like(lengths), lengths, rows, devices, max_shapes=4)
     for group, shape in blocks:
         width = min(shape.live, max_len)
-        yield group, parallel.stack([windows(histories, index, width) for index in group])
+        shards = [windows(histories, group[device], width) for device in own(devices, mine)]
+        yield group, parallel.stack(shards)

@@ -184,7 +184,7 @@ class Run:
         with Checkpoints(stage.folder, stage.key) as checkpoints:
             state = checkpoints.best(like) if cfg.keep == "best" else checkpoints.latest(like)
         assert state is not None, "a finished stage has a checkpoint"
-        return state[0].params
+        return parallel.replicate(state[0].params, self.mesh)
 
     @cached_property
     def _teacher_encoder(self):

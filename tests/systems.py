@@ -1,5 +1,6 @@
 """LLM-SRec in miniature, for tests that need more than a dataset."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +76,15 @@ class System:
         model = nnx.merge(self.model, self.params if params is None else params)
         return model, nnx.merge(self.llama, self.frozen.llama)
 
-    def batches(self, devices: int = 1, changes: dict[str, Any] | None = None) -> LLMBatches:
+    def batches(
+        self,
+        devices: int = 1,
+        changes: dict[str, Any] | None = None,
+        mine: Sequence[int] | None = None,
+    ) -> LLMBatches:
         cfg, users = config.apply(self.cfg, changes or {}), self.dataset.eligible("train")
-        return LLMBatches(self.dataset, users, self.builder, self.cf_users[users], cfg, devices)
+        vectors = self.cf_users[users]
+        return LLMBatches(self.dataset, users, self.builder, vectors, cfg, devices, mine)
 
 
 def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:

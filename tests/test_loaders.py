@@ -24,8 +24,8 @@ def sequences() -> Dataset:
     return random_dataset(users=50, items=80, longest=30)
 
 
-def teacher(made: Dataset, devices: int = 1, batch: int = 8, seed: int = 0) -> TeacherBatches:
-    return TeacherBatches(made, config.Teacher(batch=batch, max_len=12), seed, devices)
+def teacher(made: Dataset, devices=1, batch=8, seed=0, mine=None) -> TeacherBatches:
+    return TeacherBatches(made, config.Teacher(batch=batch, max_len=12), seed, devices, mine)
 
 
 def assert_same(a, b) -> None:
@@ -149,26 +149,34 @@ def test_what_is_in_a_batch(made, devices, exclude):
     assert len(set(seen)) == len(seen) == len(users) // 6 * 6
 
 
+def choices(batch, devices: int = 1) -> dict[bytes, list[int]]:
+    """{a user's teacher vector: its candidates}."""
+    found = {}
+    for device in range(devices):
+        items = prompts_of(batch.items, device)
+        for vector, row in zip(batch.cf_user_repr[device], batch.candidates[device], strict=True):
+            found[vector.tobytes()] = [int(items[position][1][0]) for position in row]
+    return found
+
+
 def test_negatives_are_fresh_every_epoch(made):
     batches = made.batches()
     chosen = {}
     for step in range(2 * batches.order.steps_per_epoch):
-        batch = batches(step)
-        items = prompts_of(batch.items, 0)
-        for vector, row in zip(batch.cf_user_repr[0], batch.candidates[0], strict=True):
-            chosen.setdefault(vector.tobytes(), []).append([int(items[p][1][0]) for p in row])
+        for vector, items in choices(batches(step)).items():
+            chosen.setdefault(vector, []).append(items)
     twice = [lists for lists in chosen.values() if len(lists) == 2]
     assert len(twice) > 10
     assert all(a[0] == b[0] for a, b in twice)
     assert sum(a[1:] != b[1:] for a, b in twice) > len(twice) - 2
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_two_devices_share_the_users_of_one(made, devices):
-    """The global batch of a step does not depend on the number of devices."""
+@pytest.mark.parametrize("devices", [2, 3, 6])
+def test_devices_share_the_users_of_one(made, devices):
+    """The users of a step and their negatives do not depend on the number of devices."""
     whole, parts = made.batches()(4), made.batches(devices)(4)
-    flat = lambda batch: {row.tobytes() for row in batch.cf_user_repr.reshape(6, -1)}
-    assert flat(whole) == flat(parts)
+    assert len(choices(whole)) == 6
+    assert choices(whole) == choices(parts, devices)
 
 
 def test_few_shapes(made):
@@ -244,6 +252,67 @@ def test_teacher_shapes_are_few(sequences):
     batches = teacher(sequences)
     shapes = {str(jax.tree.map(np.shape, batches(step))) for step in range(200)}
     assert len(shapes) <= loaders.TEACHER_SHAPES
+
+
+# several processes -------------------------------------------------------------------------------------------
+
+EIGHT = {"train.batch": 8}  # users of a step on 4 devices
+SHARES = [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 3], [1, 2]], [[0], [1], [2], [3]]]
+
+
+def joined(parts, shares):
+    """What all processes built, in the order of the devices."""
+    order = np.argsort(np.concatenate(shares))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_processes_build_parts_of_the_same_batches(made, sequences, shares):
+    """To the last bit, and all in the shapes of the whole batch."""
+    one = made.batches(4, EIGHT), teacher(sequences, 4)
+    each = [(made.batches(4, EIGHT, mine), teacher(sequences, 4, mine=mine)) for mine in shares]
+    shapes = set()
+    for step in range(30):
+        whole = [build(step) for build in one]
+        made.builder.trimmed["prompts"] = 0
+        parts = [[build(step) for build in own] for own in each]
+        assert made.builder.trimmed["prompts"] == 8  # by all of them together
+        assert_same(joined(parts, shares), whole)
+        shapes.add(str(jax.tree.map(np.shape, whole)))
+    assert len(shapes) > 2
+
+
+def test_another_number_of_processes_goes_on_at_the_same_position(made, sequences):
+    kinds = (
+        lambda mine: made.batches(4, EIGHT, mine),
+        lambda mine: teacher(sequences, 4, mine=mine),
+    )
+    for build in kinds:
+        first, found = 0, []
+        for shares, last in ((SHARES[3], 5), (SHARES[1], 9), (SHARES[0], 12)):
+            streams = [loaders.stream(build(mine), first, last) for mine in shares]
+            found += [joined(parts, shares) for parts in zip(*streams, strict=True)]
+            first = last
+        for step, batch in enumerate(loaders.stream(build(None), 0, 12)):
+            assert_same(found[step], batch)
+        assert len(found) == 12
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_processes_encode_parts_of_the_same_blocks(made, sequences, shares):
+    prompts = made.builder.items(np.arange(1, made.dataset.catalog.size))
+    histories = sequences.inputs("valid", np.arange(len(sequences)))
+    kinds = (
+        lambda mine=None: loaders.encoding_batches(prompts, 4, 4, 3, mine),
+        lambda mine=None: loaders.window_batches(histories, 12, 4, 4, mine),
+    )
+    for encode in kinds:
+        whole = list(encode())
+        parts = zip(*(encode(mine) for mine in shares), strict=True)
+        for (index, batch), own in zip(whole, parts, strict=True):
+            for rows, _ in own:  # those of all devices: that is where the results go
+                assert_same(rows, index)
+            assert_same(joined([batch for _, batch in own], shares), batch)
 
 
 # evaluation --------------------------------------------------------------------------------------------------

@@ -100,12 +100,17 @@ def publish(root: Path, rows, records, layout="rating_only", packed=".gz", categ
 
 
 class Host:
-    """A static host with ranges. `requests` lists (method, path, range); `fail_after` cuts the next bodies off."""
+    """A static host with ranges. `requests` lists (method, path, range).
+
+    `fail_after` cuts every body off after that many bytes, `die_after` the first one, and with it the host.
+    """
 
     def __init__(self, root: Path, port: int = 0, ranges: bool = True, tag: str = '"v1"'):
         self.root, self.ranges, self.tag = root, ranges, tag
         self.requests: list[tuple[str, str, str | None]] = []
         self.fail_after: int | None = None
+        self.die_after: int | None = None
+        self.closed = threading.Event()
         self.block_s = 0.0
         host = self
 
@@ -142,6 +147,11 @@ class Host:
                     self.send_body(content[start:])
 
             def send_body(self, content: bytes):
+                if host.die_after is not None:
+                    self.wfile.write(content[: host.die_after])
+                    self.close_connection = True
+                    host.close()
+                    return
                 if host.fail_after is not None:
                     self.wfile.write(content[: host.fail_after])
                     self.close_connection = True
@@ -163,6 +173,7 @@ class Host:
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+        self.closed.set()
 
 
 @contextmanager

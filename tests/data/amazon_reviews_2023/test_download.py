@@ -57,14 +57,7 @@ def test_host_killed_half_way_and_restarted(root, tmp_path):
     path = tmp_path / "cache" / "file.bin"
     with made.serving(root) as host:
         found = probe(host)
-        host.fail_after = 120_000
-        answer = host.server.process_request
-
-        def last_answer(request, address):
-            answer(request, address)
-            host.server.process_request = lambda request, address: request.close()
-
-        host.server.process_request = last_answer
+        host.die_after = 120_000
         with pytest.raises(download.Unreachable, match="120 kB of 300 kB are here: the same comm"):
             download.fetch(found, path)
     assert parts(tmp_path / "cache") == ["file.bin.part", "file.bin.part.json"]
