@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmsrec_jax import config
+from llmsrec_jax import config, processes
 
 VERSIONS = ("llmsrec_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -132,7 +132,7 @@ class Checkpoints:
     """The latest and the best state of an iterative stage. `save` returns when its checkpoint is on disk.
 
     An index, written last, says which checkpoints count and what their files hold, so damage is found before
-    orbax reads it. Retention is explicit: orbax's own `best_fn` with `max_to_keep` deletes the latest checkpoint.
+    orbax reads it. Orbax's own manager has no such index, and deletes the latest checkpoint where the best is kept.
     """
 
     def __init__(self, folder: Path, key: str):
@@ -142,26 +142,27 @@ class Checkpoints:
         self.folder, self.key, self._ocp = Path(folder).resolve() / "steps", key, ocp
         self._index = self.folder / "index.json"
         self._steps = self._read_index()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=False,
-            todelete_subdir=".deleted",  # a rename, so that a kill leaves no half-deleted checkpoint
+        # each process reads for itself, and one writes
+        alone = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=alone, active_processes={alone}, barrier_sync_key_prefix=f"process{alone}"
         )
         with _quiet():
-            self._manager = ocp.CheckpointManager(
-                self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+            self._checkpointer = ocp.Checkpointer(
+                ocp.StandardCheckpointHandler(multiprocessing_options=options),
+                multiprocessing_options=options,
             )
-        if not self._index.exists():
-            self._write_index()
-        self._drop_unlisted()
+        if processes.first():
+            if not self._index.exists():
+                self._write_index()
+            self._drop_unlisted()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: object) -> None:
         with _quiet():
-            self._manager.close()
+            self._checkpointer.close()
 
     def save(
         self, step: int, state: Any, meta: dict[str, Any], metric: float | None = None
@@ -175,19 +176,22 @@ class Checkpoints:
             raise ValueError(
                 f"the metric of step {step} is {metric}: it cannot select a checkpoint"
             )
-        leaves = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
-        with _quiet():
-            self._manager.save(step, args=self._ocp.args.StandardSave(leaves), force=True)
-        self._steps[step] = {
-            "metric": metric,
-            "meta": meta,
-            "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
-            "files": self._files(step),
-        }
-        keep = {step, self._best_step()}
-        self._steps = {n: record for n, record in self._steps.items() if n in keep}
-        self._write_index()
-        self._drop_unlisted()
+        if processes.first():
+            leaves = {name: np.asarray(x) for name, x in _named(jax.device_get(state)).items()}
+            with _quiet():
+                args = self._ocp.args.StandardSave(leaves)
+                self._checkpointer.save(self.folder / str(step), args=args, force=True)
+            self._steps[step] = {
+                "metric": metric,
+                "meta": meta,
+                "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
+                "files": self._files(step),
+            }
+            keep = {step, self._best_step()}
+            self._steps = {n: record for n, record in self._steps.items() if n in keep}
+            self._write_index()
+            self._drop_unlisted()
+        processes.barrier("checkpoint")
 
     def latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """(state, meta) of the last save, shaped and placed as `like`; None before the first one.
@@ -247,10 +251,10 @@ class Checkpoints:
 
     def _drop_unlisted(self) -> None:
         """Removes what no longer counts, and what a kill left between a checkpoint and its place in the index."""
-        for step in set(self._manager.all_steps()) - set(self._steps):
-            with _quiet():
-                self._manager.delete(step)
-        shutil.rmtree(self.folder / ".deleted", ignore_errors=True)
+        listed = {self._index.name, *map(str, self._steps)}
+        for path in self.folder.iterdir():
+            if path.name not in listed:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _refuse(self, path: Path, why: object) -> ValueError:
         return ValueError(
@@ -273,7 +277,7 @@ class Checkpoints:
                 why = "is damaged (its digest differs)" if path in found else "is missing"
                 raise self._refuse(folder, f"{path} {why}")
         with _quiet():
-            leaves = self._manager.restore(step, args=self._ocp.args.StandardRestore())
+            leaves = self._checkpointer.restore(folder, args=self._ocp.args.StandardRestore())
         placed = [_place(np.asarray(leaves[name]), leaf) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(like), placed), copy.deepcopy(record["meta"])
 

@@ -14,6 +14,7 @@ from llmsrec_jax import config, metrics, parallel
 from llmsrec_jax.data.splits import Dataset
 
 USERS_PER_TILE = 256
+SHOWN_TITLE = 70  # characters
 
 
 @dataclass(frozen=True)
@@ -151,3 +152,28 @@ def top_k(vectors: Vectors, row: int, skip: np.ndarray, k: int) -> np.ndarray:
 def popularity(dataset: Dataset, users: np.ndarray) -> Vectors:
     """The order-blind, user-blind floor: training counts (S16)."""
     return Vectors(np.ones((len(users), 1)), dataset.counts[:, None].astype(np.float64))
+
+
+def case(
+    models: dict[str, Vectors],
+    dataset: Dataset,
+    users: np.ndarray,
+    targets: np.ndarray,
+    row: int,
+    length: int,
+) -> str:
+    """For a person: the last `length` items of the test user in `row`, what came next, and each model's top five."""
+    catalog = dataset.catalog
+    title = lambda i: catalog.titles[i] if catalog.has_title[i] else f"item {catalog.keys[i]}"
+    short = lambda i: title(i) if len(title(i)) <= SHOWN_TITLE else f"{title(i)[:SHOWN_TITLE]}…"
+    items, _ = dataset.inputs("test", users[row : row + 1])[0]
+    last = items[-length:]
+    of = "all" if len(last) == len(items) else f"the last {len(last)} of"
+    lines = [f"user {dataset.user_keys[users[row]]}, {of} {len(items)} items:"]
+    lines += [f"    {short(i)}" for i in last]
+    lines.append(f"  next: {short(targets[row])} (* where it is among the top 5)")
+    for name, vectors in models.items():
+        best = top_k(vectors, row, items, 5)
+        marked = [("* " if i == targets[row] else "") + short(i) for i in best]
+        lines.append(f"  {name}: " + " | ".join(marked))
+    return "\n".join(lines)

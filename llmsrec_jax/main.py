@@ -18,13 +18,14 @@ from ml_collections import config_flags
 
 from llmsrec_jax import config
 
-MODES = ("run", "prepare", "teacher", "train", "evaluate")
 FLAGS = flags.FLAGS
 FLAGS.verbosity = logging.WARNING  # unless given: absl would show the remarks of libraries
 config_flags.register_flag_parser_for_type(cast(Any, Literal), flags.ArgumentParser())
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:WORD,WORD]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything goes; default runs/FILE[-WORD]")
+MODES = ("run", "prepare", "teacher", "train", "evaluate")
 _MODE = flags.DEFINE_enum("mode", "run", MODES, "which stage, after those it needs; run = all")
+_JOIN = flags.DEFINE_string("distributed", "off", "auto | off | HOST:PORT,N,I: process I of N")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 
@@ -71,7 +72,7 @@ def describe(error: BaseException, file: str) -> str:
 
 def is_ours(error: BaseException) -> bool:
     """Whether this package raised it, knowingly, and not a library in the middle of its work."""
-    frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
@@ -79,12 +80,11 @@ def main(argv: list[str]) -> None:
     file, _, words = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     default = "runs/" + "-".join([Path(file).stem, *words.split(",")]).rstrip("-")
     print(config.render(_CONFIG.value), flush=True)
-    # while a model trains, the training loop takes the signals over and saves first
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # training takes it over, to save
     try:
         from llmsrec_jax import pipeline  # slow to import: --help and mistakes answer at once
 
-        pipeline.run(_CONFIG.value, Path(_WORKDIR.value or default), _MODE.value)
+        pipeline.run(_CONFIG.value, Path(_WORKDIR.value or default), _MODE.value, _JOIN.value)
     except KeyboardInterrupt as error:
         fail(
             f"interrupted: {str(error) or 'by a signal'}\nthe same command goes on from there", 130

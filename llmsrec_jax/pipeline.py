@@ -4,8 +4,8 @@ A finished stage is skipped, an interrupted one resumes. Stages of other configu
 one work folder, so that ablations share data, teacher and tokens.
 """
 
+import contextlib
 import dataclasses
-import os
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import config, evaluate, loaders, parallel, results, train
+from llmsrec_jax import config, evaluate, loaders, parallel, processes, results, train
 from llmsrec_jax.checkpoint import Checkpoints, Lock, Stage, write_json
 from llmsrec_jax.data import card as cards
 from llmsrec_jax.data import sampling, shop, sources, splits, storage
@@ -24,6 +24,7 @@ from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.slices import slices
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.evaluate import Vectors
+from llmsrec_jax.keys import CANDIDATES, DATA, OWN_TOKENIZERS, TEACHER, TOKENS, TRAIN, VECTORS, Keys
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.models import llm4rec, sasrec
@@ -31,29 +32,11 @@ from llmsrec_jax.prompts.prompts import PromptBuilder, Prompts
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, check_vocabulary, training_texts
 from llmsrec_jax.writer import Writer
 
-# Which fields change a stage's artefact. Fields that only change speed or display are in none of them.
-DATA = ("seed", "data")
-CANDIDATES = {  # split -> fields of its candidates
-    "valid": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.validation_users"),
-    "test": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.max_users"),
-}
-TEACHER = (*CANDIDATES["valid"], "teacher", "evaluate.ties")
-TOKENS = (*DATA, "llm.path", "llm.revision", "llm.tokenizer", "prompts.wording")
-TRAIN = (
-    *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype"),
-    *("prompts", "head", "distill", "uniformity", "evaluate.score"),
-    *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),
-    *("train.negatives", "train.exclude", "train.validations_per_epoch", "train.patience"),
-    *("train.metric", "train.max_users"),
-)
-VECTORS = (*TRAIN, *CANDIDATES["test"])
 TEACHER_KEY, LLM_KEY = 1, 2  # random streams
 # a random backbone stands for pretrained weights: it does not change with the seed
 BACKBONE_SEED = 0
 TEACHER_ROWS = 512  # windows per encoding step
-SHOWN_TITLE = 70  # characters of a title on the console
 TRAINED_VOCABULARY = 1024  # of a tokenizer trained on the catalogue
-OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
 VECTORS_FILE = "test.npz"
 
 
@@ -62,34 +45,32 @@ class Run:
 
     def __init__(self, cfg: config.Config, workdir: Path, writer: Writer):
         self.cfg, self.workdir, self.writer = cfg, workdir, writer
-        self._contents: dict[str, str] = {}
+        self.keys = Keys(cfg)
         self.mesh = parallel.make_mesh(cfg.mesh.devices)
         self.devices = self.mesh.devices.size
+        self.mine = parallel.own_devices(self.mesh)
 
     def stage(self, name: str, fields: tuple[str, ...]) -> Stage:
-        return Stage(self.workdir, name, self.fields(fields))
+        return Stage(self.workdir, name, self.keys(fields))
 
-    def fields(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """{setting: value} of what an artefact depends on; a path counts as what is in its files."""
-        values = config.subset(self.cfg, names)
-        for name in values.keys() & CONTENT.keys():
-            if name not in self._contents:
-                self._contents[name] = CONTENT[name](self, values[name])
-            values[name] = self._contents[name]
-        return values
+    def _once(self, stage: Stage, make: Callable[[Stage], dict[str, Any]]) -> None:
+        """Has the first process make the artefact and close the stage, unless it is finished; the others wait."""
+        if processes.first() and not stage.finished:
+            stage.finish(make(stage))
+        processes.barrier(f"{stage.name} {stage.key}")
+        if not stage.finished:
+            raise ValueError(f"{stage.folder} is not seen by every process: share the work folder")
 
-    def _backbone_content(self, path: str) -> str:
-        folder = self._located[1]
-        return path if folder is None else llama_config.fingerprint(folder)
+    def _trained(self, stage: Stage) -> bool:
+        """Whether a stage in which all processes take part is finished."""
+        return processes.agree(stage.finished)
 
-    def _tokenizer_content(self, path: str) -> str:
-        if path in OWN_TOKENIZERS:
-            return path
-        return llama_config.fingerprint(llama_config.resolve(path))
-
-    def _finish(self, stage: Stage, job: train.Job, progress: train.Progress) -> None:
-        """Closes a training stage and says how it went, with the number of programs it had to compile."""
-        stage.finish(train.summary(progress))
+    def _fit(self, stage: Stage, job: train.Job, state: train.State) -> None:
+        """Trains, closes the stage and says how it went, with the number of programs it had to compile."""
+        state = parallel.replicate(state, self.mesh)
+        with Checkpoints(stage.folder, stage.key) as checkpoints:
+            progress = train.fit(job, state, checkpoints, self.writer)
+        self._once(stage, lambda stage: train.summary(progress))
         early = ", stopped early" if progress.stopped else ""
         self.writer.say(
             f"{job.stage}: best {job.metric} {progress.best:.4f} at step {progress.best_step} of "
@@ -100,23 +81,27 @@ class Run:
 
     def prepare(self) -> None:
         """Dataset, data card and the candidates of every evaluated user: made once, stored."""
-        stage, cfg = self.stage("data", DATA), self.cfg
-        if not stage.finished:
-            catalog, interactions, counts = sources.load(cfg.data, cfg.seed)
-            dataset, card = splits.prepare(catalog, interactions, cfg.data, cfg.seed, counts)
-            dataset.save(stage.folder)
-            stage.finish({"card": card})
+        stage, cfg = self.stage("data", DATA), self.cfg.evaluate
+        self._once(stage, self._make_data)
         self.writer.say(cards.render_card(stage.info["card"]))
-        limits = {"valid": cfg.evaluate.validation_users, "test": cfg.evaluate.max_users}
-        for split, limit in limits.items():
-            stage = self.stage("candidates", CANDIDATES[split])
-            if stage.finished:
-                continue
-            users = splits.sample_users(self.dataset.eligible(split), limit, cfg.seed)
-            options = (cfg.evaluate.negatives, cfg.evaluate.sampling, cfg.seed)
-            candidates = sampling.candidates(self.dataset, split, users, *options)
-            sampling.save_candidates(stage.folder, split, users, candidates)
-            stage.finish({"users": len(users)})
+        for split, limit in (("valid", cfg.validation_users), ("test", cfg.max_users)):
+            make = partial(self._make_candidates, split=split, limit=limit)
+            self._once(self.stage("candidates", CANDIDATES[split]), make)
+
+    def _make_data(self, stage: Stage) -> dict[str, Any]:
+        cfg, seed = self.cfg.data, self.cfg.seed
+        catalog, interactions, counts = sources.load(cfg, seed)
+        dataset, card = splits.prepare(catalog, interactions, cfg, seed, counts)
+        dataset.save(stage.folder)
+        return {"card": card}
+
+    def _make_candidates(self, stage: Stage, split: str, limit: int) -> dict[str, Any]:
+        cfg, seed = self.cfg.evaluate, self.cfg.seed
+        users = splits.sample_users(self.dataset.eligible(split), limit, seed)
+        options = (cfg.negatives, cfg.sampling, seed)
+        candidates = sampling.candidates(self.dataset, split, users, *options)
+        sampling.save_candidates(stage.folder, split, users, candidates)
+        return {"users": len(users)}
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -128,19 +113,23 @@ class Run:
 
     # teacher ------------------------------------------------------------------------------------------------
 
+    @property
+    def _teacher_key(self) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.cfg.seed), TEACHER_KEY)
+
     @cached_property
     def _teacher_model(self) -> tuple[nnx.GraphDef, nnx.State]:
-        key = jax.random.fold_in(jax.random.key(self.cfg.seed), TEACHER_KEY)
-        model = sasrec.SASRec(self.dataset.catalog.size, self.cfg.teacher, nnx.Rngs(params=key))
+        rngs = nnx.Rngs(params=self._teacher_key)
+        model = sasrec.SASRec(self.dataset.catalog.size, self.cfg.teacher, rngs)
         return nnx.split(model)
 
     def teacher(self) -> None:
         """Trains SASRec, or goes on training it; keeps the best checkpoint (D31)."""
         stage, cfg = self.stage("teacher", TEACHER), self.cfg.teacher
-        if stage.finished:
+        if self._trained(stage):
             return
         graphdef, params = self._teacher_model
-        batches = loaders.TeacherBatches(self.dataset, cfg, self.cfg.seed, self.devices)
+        batches = loaders.TeacherBatches(self.dataset, cfg, self.cfg.seed, self.devices, self.mine)
         per_device = partial(train.teacher_step, model=graphdef, cfg=self.cfg, axis=parallel.AXIS)
         step = parallel.train_wrapper(per_device, self.mesh)
         per_epoch = batches.order.steps_per_epoch
@@ -157,7 +146,7 @@ class Run:
             stage="teacher",
             key=stage.key,
             step=step,
-            frozen=jax.random.fold_in(jax.random.key(self.cfg.seed), TEACHER_KEY),
+            frozen=parallel.replicate(self._teacher_key, self.mesh),
             batches=partial(loaders.stream, batches),
             put=partial(parallel.put_batch, mesh=self.mesh),
             steps_per_epoch=per_epoch,
@@ -171,11 +160,7 @@ class Run:
             save_every_s=self.cfg.train.save_every_s,
         )
         state = train.init_state(params, cfg.lr, cfg.b2)
-        with Checkpoints(stage.folder, stage.key) as checkpoints:
-            progress = train.fit(
-                job, parallel.replicate(state, self.mesh), checkpoints, self.writer
-            )
-        self._finish(stage, job, progress)
+        self._fit(stage, job, state)
 
     @cached_property
     def _teacher_params(self) -> nnx.State:
@@ -195,7 +180,7 @@ class Run:
     def _teacher_users(self, params: nnx.State, histories: UserSequences) -> np.ndarray:
         """O_u, float32 [n, E]."""
         batches = loaders.window_batches(
-            histories, self.cfg.teacher.max_len, TEACHER_ROWS, self.devices
+            histories, self.cfg.teacher.max_len, TEACHER_ROWS, self.devices, self.mine
         )
         return evaluate.encode(
             batches, self._teacher_encoder, (), params, self.mesh, len(histories)
@@ -208,21 +193,16 @@ class Run:
 
     # tokens -------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _located(self) -> tuple[llama_config.LlamaConfig, Path | None]:
-        """Shape and local folder of the backbone; no folder for a random one."""
-        return llama_config.locate(self.cfg.llm.path, self.cfg.llm.revision)
-
     def tokens(self) -> None:
         """The tokenizer and the catalogue's titles as token ids, once."""
-        stage = self.stage("tokens", TOKENS)
-        if stage.finished:
-            return
+        self._once(self.stage("tokens", TOKENS), self._make_tokens)
+
+    def _make_tokens(self, stage: Stage) -> dict[str, Any]:
         tokenizer = self._find_tokenizer()
         tokenizer.save(stage.folder / "tokenizer")
         items = ItemTokens.build(tokenizer, self.dataset.catalog, self.cfg.prompts.wording)
         items.save(stage.folder / "items")
-        stage.finish({"fingerprint": tokenizer.fingerprint, "vocabulary": tokenizer.vocab_size})
+        return {"fingerprint": tokenizer.fingerprint, "vocabulary": tokenizer.vocab_size}
 
     def require_titles(self) -> None:
         """Stops before the long work: LLM-SRec needs a catalogue with titles."""
@@ -234,7 +214,7 @@ class Run:
 
     def _find_tokenizer(self) -> Tokenizer:
         wanted, catalog = self.cfg.llm.tokenizer, self.dataset.catalog
-        folder = self._located[1] if wanted in OWN_TOKENIZERS else llama_config.resolve(wanted)
+        folder = self.keys.backbone[1] if wanted in OWN_TOKENIZERS else llama_config.resolve(wanted)
         if wanted != "catalogue" and folder is not None:
             return Tokenizer.load(folder)
         texts = training_texts(catalog, self.cfg.prompts.wording, self.dataset.train.times)
@@ -246,7 +226,7 @@ class Run:
         tokenizer = Tokenizer.load(folder / "tokenizer")
         wording, catalog = self.cfg.prompts.wording, self.dataset.catalog
         items = ItemTokens.load(folder / "items", tokenizer, catalog, wording)
-        room = min(self.cfg.prompts.max_tokens, self._located[0].max_positions)
+        room = min(self.cfg.prompts.max_tokens, self.keys.backbone[0].max_positions)
         prompts = dataclasses.replace(self.cfg.prompts, max_tokens=room)
         return PromptBuilder(tokenizer, items, catalog, prompts)
 
@@ -254,7 +234,7 @@ class Run:
 
     @cached_property
     def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
-        (shape, folder), tokenizer = self._located, self.builder.tokenizer
+        (shape, folder), tokenizer = self.keys.backbone, self.builder.tokenizer
         dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[self.cfg.llm.dtype]
         if dtype == jnp.float32:  # accelerators would round the factors of float32 products
             jax.config.update("jax_default_matmul_precision", "highest")
@@ -308,7 +288,7 @@ class Run:
         rows, shapes = self.cfg.evaluate.batch, self.cfg.evaluate.shapes
         encoded = []
         for prompts, encoder in ((users, self._user_encoder), (items, self._item_encoder)):
-            batches = loaders.encoding_batches(prompts, rows, self.devices, shapes)
+            batches = loaders.encoding_batches(prompts, rows, self.devices, shapes, self.mine)
             with self.writer.progress(title, len(prompts.prefix_len), unit="prompts") as bar:
                 encoded.append(
                     evaluate.encode(
@@ -324,14 +304,15 @@ class Run:
     def train(self) -> None:
         """Trains LLM-SRec, or goes on training it; the best checkpoint by validation is kept."""
         stage, cfg = self.stage("checkpoints", TRAIN), self.cfg.train
-        if stage.finished:
+        if self._trained(stage):
             return
         users = splits.sample_users(self.dataset.eligible("train"), cfg.max_users, self.cfg.seed)
         cf_user_repr = self._teacher_users(
             self._teacher_params, self.dataset.inputs("train", users)
         )
         batches = loaders.LLMBatches(
-            self.dataset, users, self.builder, cf_user_repr, self.cfg, self.devices
+            *(self.dataset, users, self.builder, cf_user_repr, self.cfg),
+            *(self.devices, self.mine),
         )
         graphdef, params = self._llm_model
         per_device = partial(
@@ -370,11 +351,7 @@ class Run:
             save_every_s=cfg.save_every_s,
         )
         state = train.init_state(params, cfg.lr, cfg.b2)
-        with Checkpoints(stage.folder, stage.key) as checkpoints:
-            progress = train.fit(
-                job, parallel.replicate(state, self.mesh), checkpoints, self.writer
-            )
-        self._finish(stage, job, progress)
+        self._fit(stage, job, state)
         self._say_trimmed("training and validation")
 
     def _say_trimmed(self, when: str) -> None:
@@ -408,15 +385,19 @@ class Run:
     def encode(self) -> None:
         """LLM-SRec's vectors of the test users and of every item, once."""
         stage = self.stage("vectors", VECTORS)
-        if stage.finished:
+        if self._trained(stage):
             return
         users, _ = self.candidates("test")
         prompts = self.builder.users(self.dataset.inputs("test", users))
         every = np.arange(1, self.dataset.catalog.size)
         items = self.builder.items(every)
         vectors = self._llm_vectors(self._llm_params(), prompts, items, every, "test")
-        storage.write_arrays(stage.folder / VECTORS_FILE, user=vectors.user, item=vectors.item)
-        stage.finish({})
+
+        def store(stage: Stage) -> dict[str, Any]:
+            storage.write_arrays(stage.folder / VECTORS_FILE, user=vectors.user, item=vectors.item)
+            return {}
+
+        self._once(stage, store)
         self._say_trimmed("the test set")
 
     def evaluate(self, with_llm: bool) -> None:
@@ -433,6 +414,8 @@ class Run:
         if self.cfg.data.source == "shop":
             made = shop.generate(self.cfg.data.shop, self.cfg.seed)
             models["bayes bound"] = (Vectors(*made.bayes(self.dataset, users, "test")), DATA)
+        if not processes.first():
+            return
         masks = slices(self.dataset, "test", users)
         targets = self.dataset.targets("test", users)
         seen = (lambda row: histories[row][0]) if self.cfg.evaluate.mask_seen else None
@@ -445,36 +428,16 @@ class Run:
                 "sampled": evaluate.sampled_ranking(vectors, candidates),
                 "full": evaluate.full_ranking(vectors, targets, seen),
             }
-            common = results.common(self.cfg, self.fields(fields), self.dataset.name, candidates)
+            common = results.common(self.cfg, self.keys(fields), self.dataset.name, candidates)
             rows += evaluate.records(name, counts, masks, self.cfg.evaluate, common)
         merged = results.merge(self.workdir / "results.json", rows)
         self.writer.say(results.tables(merged, rows[-1]))
-        self._show_users(models, users, histories, targets)
-
-    def _show_users(self, models, users, histories, targets) -> None:
-        catalog = self.dataset.catalog
-        title = lambda i: catalog.titles[i] if catalog.has_title[i] else f"item {catalog.keys[i]}"
-        short = lambda i: title(i) if len(title(i)) <= SHOWN_TITLE else f"{title(i)[:SHOWN_TITLE]}…"
+        shown = {name: vectors for name, (vectors, _) in models.items()}
         for row in range(min(self.cfg.evaluate.show_users, len(users))):
-            items, _ = histories[row]
-            last = items[-self.cfg.prompts.history_len :]
-            of = "all" if len(last) == len(items) else f"the last {len(last)} of"
-            lines = [f"user {self.dataset.user_keys[users[row]]}, {of} {len(items)} items:"]
-            lines += [f"    {short(i)}" for i in last]
-            lines.append(f"  next: {short(targets[row])} (* where it is among the top 5)")
-            for name, (vectors, _) in models.items():
-                best = evaluate.top_k(vectors, row, items, 5)
-                marked = [("* " if i == targets[row] else "") + short(i) for i in best]
-                lines.append(f"  {name}: " + " | ".join(marked))
-            self.writer.say("\n".join(lines))
+            slots = self.cfg.prompts.history_len
+            self.writer.say(evaluate.case(shown, self.dataset, users, targets, row, slots))
 
 
-CONTENT: dict[str, Callable[[Run, str], str]] = {  # settings that name files -> what is in them
-    "data.files.interactions": lambda run, path: storage.fingerprint(path),
-    "data.files.items": lambda run, path: storage.fingerprint(path),
-    "llm.path": Run._backbone_content,
-    "llm.tokenizer": Run._tokenizer_content,
-}
 TRAIN_STEPS = (Run.prepare, Run.require_titles, Run.teacher, Run.tokens, Run.train)
 STEPS = {  # mode -> what it does, in order
     "prepare": (Run.prepare,),
@@ -487,27 +450,24 @@ STEPS = {  # mode -> what it does, in order
 }
 
 
-def keep_compiled() -> None:
-    """Compiled programs serve later runs too; JAX_COMPILATION_CACHE_DIR says where, if set."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "llmsrec_jax"))
-
-
-def run(cfg: config.Config, workdir: Path, mode: str = "run") -> None:
-    """Runs the stages of `mode` in `workdir`.
+def run(cfg: config.Config, workdir: Path, mode: str = "run", distributed: str = "off") -> None:
+    """Runs the stages of `mode` in `workdir`; `distributed` as in processes.connect.
 
     Raises:
       ValueError: a wrong configuration or bad data; the message says what to do.
       train.Interrupted: SIGINT or SIGTERM; the same command goes on from there.
     """
     config.validate(cfg)
-    keep_compiled()
+    parallel.keep_compiled()
+    processes.connect(distributed)
     if cfg.llm.dtype == "auto":
         dtype = "fp32" if jax.default_backend() == "cpu" else "bf16"
         cfg = config.apply(cfg, {"llm.dtype": dtype})
-    with Lock(workdir), Writer(workdir) as writer:
-        write_json(workdir / "config.json", config.to_dict(cfg))
+    first = processes.first()
+    lock = Lock(workdir) if first else contextlib.nullcontext()
+    with lock, Writer(workdir, silent=not first) as writer:
+        if first:
+            write_json(workdir / "config.json", config.to_dict(cfg))
         job = Run(cfg, workdir, writer)
         for step in STEPS[mode]:
             step(job)

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from llmsrec_jax import config
+from llmsrec_jax import config, processes
 from llmsrec_jax.checkpoint import Checkpoints
 from llmsrec_jax.models import llm4rec, sasrec
 from llmsrec_jax.writer import Writer
+
+ASK_EVERY = 16  # steps
 
 
 class State(NamedTuple):
@@ -156,7 +158,13 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying, so that the loop can save; a second one kills as usual."""
+    """Collects SIGINT and SIGTERM instead of dying, so that the loop can save; a second one kills as usual.
+
+    Of several processes, JAX takes SIGTERM and lets all of them know at one step (`processes.preempted`).
+    """
+    if processes.several():
+        yield []
+        return
     received: list[int] = []
 
     def note(number, frame):
@@ -209,6 +217,8 @@ def fit(job: Job, state: State, checkpoints: Checkpoints, writer: Writer) -> Pro
     bar = writer.progress(job.stage, job.total_steps, progress.step, job.batch_users)
     saved, clock = time.monotonic(), time.monotonic()
     pending: dict[str, jax.Array] | None = None
+    # clocks differ between processes, and asking the first one takes time
+    ask_every = ASK_EVERY if processes.several() else 1
 
     def settle() -> None:
         """Fetches the metrics of the last step; called one step late so that the device never waits."""
@@ -236,6 +246,8 @@ def fit(job: Job, state: State, checkpoints: Checkpoints, writer: Writer) -> Pro
             settle()
             state, pending = new_state, metrics
             progress.step += 1
+            if processes.preempted():
+                received.append(signal.SIGTERM)
             stop = bool(received)
             if progress.step in validate_at:
                 settle()
@@ -256,7 +268,10 @@ def fit(job: Job, state: State, checkpoints: Checkpoints, writer: Writer) -> Pro
                 )
                 save(progress.history[-1][job.metric])
                 clock = time.monotonic()
-            elif stop or time.monotonic() - saved > job.save_every_s:
+            elif stop or (
+                progress.step % ask_every == 0
+                and processes.agree(time.monotonic() - saved > job.save_every_s)
+            ):
                 settle()
                 progress.seconds += time.monotonic() - clock
                 save()

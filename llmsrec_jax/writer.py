@@ -1,6 +1,7 @@
 """What a run says while it works: metrics.jsonl for programs, the console for people. Knows no jax."""
 
 import datetime
+import io
 import json
 import math
 import os
@@ -20,10 +21,13 @@ SMOOTHING = 0.9  # of the shown loss: weight of the past
 class Writer:
     """metrics.jsonl in the work folder, and the console."""
 
-    def __init__(self, workdir: Path, console: TextIO | None = None):
-        """`console` shows progress; standard error unless given. Results go to standard output."""
-        self.path = Path(workdir) / "metrics.jsonl"
-        self.console = console or sys.stderr
+    def __init__(self, workdir: Path, console: TextIO | None = None, silent: bool = False):
+        """`console` shows progress; standard error unless given. Results go to standard output.
+
+        `silent`: writes and shows nothing, for all processes but the first.
+        """
+        self.path, self.silent = Path(workdir) / "metrics.jsonl", silent
+        self.console = io.StringIO() if silent else console or sys.stderr
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Writer":
@@ -34,6 +38,8 @@ class Writer:
 
     def log(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line; numbers that are not finite become null."""
+        if self.silent:
+            return
         line = {"stage": stage, "step": step, **{k: _plain(v) for k, v in values.items()}}
         line["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         with self.path.open("a") as file:
@@ -41,6 +47,8 @@ class Writer:
 
     def resume(self, stage: str, key: str, step: int) -> None:
         """Drops the lines of `stage` and configuration `key` after `step`, about to be written again, and a torn last line."""
+        if self.silent:
+            return
         lines = [
             line
             for line in read_log(self.path)
@@ -52,8 +60,9 @@ class Writer:
 
     def say(self, text: str) -> None:
         """A paragraph for people."""
-        tqdm.write(text)
-        sys.stdout.flush()
+        if not self.silent:
+            tqdm.write(text)
+            sys.stdout.flush()
 
     def progress(
         self, title: str, total: int, done: int = 0, batch: int = 0, unit: str = "steps"

@@ -181,7 +181,7 @@ def test_what_a_kill_left_is_cleaned(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     shutil.copytree(saved / "steps" / "4", tmp_path / "run/steps/5.orbax-checkpoint-tmp")
     shutil.copytree(saved / "steps" / "4", tmp_path / "run/steps/6")
-    (tmp_path / "run" / "steps" / ".deleted" / "3").mkdir(parents=True)
+    (tmp_path / "run" / "steps" / "3").mkdir()
     with Checkpoints(tmp_path / "run", "key") as checkpoints:
         assert kept(tmp_path / "run") == ["4"]
         assert_same(checkpoints.latest(state(0))[0], state(4))

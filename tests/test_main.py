@@ -107,7 +107,7 @@ from pathlib import Path
 import llmsrec_jax
 from llmsrec_jax import config, main
 
-def run(cfg, workdir, mode):
+def run(cfg, workdir, mode, distributed):
     {body}
 
 stub = types.ModuleType("llmsrec_jax.pipeline")

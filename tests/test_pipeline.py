@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmsrec_jax import config, pipeline, train
+from llmsrec_jax import config, keys, pipeline, train
 from llmsrec_jax.data import sources
 from llmsrec_jax.prompts.tokens import ItemTokens
 from llmsrec_jax.writer import Writer, read_log
@@ -265,7 +265,7 @@ def test_every_setting_is_read():
 
 def test_every_setting_is_in_a_key_or_changes_no_number():
     """A stage made with other settings is never taken for this one's."""
-    keyed = config.subset(config.Config(), pipeline.VECTORS)
+    keyed = config.subset(config.Config(), keys.VECTORS)
     free = {name for name, _, _ in config.flatten(config.Config())} - set(keyed)
     assert free == {
         *("llm.remat", "mesh.devices", "train.length_groups", "train.shapes"),
@@ -317,8 +317,8 @@ def test_a_backbone_is_known_by_its_content(tmp_path):
         (folder / "config.json").write_text(json.dumps({**shape, "num_hidden_layers": 1}))
         (folder / "model.safetensors").write_bytes(b"weights" if name != "other" else b"changed")
         (folder / "tokenizer.json").write_text("{}" if name != "tokenizer" else "[]")
-    keys = {
-        name: run(tmp_path / name).stage("checkpoints", pipeline.TRAIN).key
+    made = {
+        name: run(tmp_path / name).stage("checkpoints", keys.TRAIN).key
         for name in ("one", "same", "other", "tokenizer")
     }
-    assert keys["one"] == keys["same"] and len(set(keys.values())) == 3
+    assert made["one"] == made["same"] and len(set(made.values())) == 3

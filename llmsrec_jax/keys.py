@@ -1,0 +1,67 @@
+"""What each artefact of the pipeline depends on: the settings that change it, and what is in the files they name."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmsrec_jax import config
+from llmsrec_jax.data import storage
+from llmsrec_jax.llama import config as llama
+
+# Settings that only change speed or display are in none of these.
+DATA = ("seed", "data")
+CANDIDATES = {  # split -> fields of its candidates
+    "valid": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.validation_users"),
+    "test": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.max_users"),
+}
+TEACHER = (*CANDIDATES["valid"], "teacher", "evaluate.ties")
+TOKENS = (*DATA, "llm.path", "llm.revision", "llm.tokenizer", "prompts.wording")
+TRAIN = (
+    *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype"),
+    *("prompts", "head", "distill", "uniformity", "evaluate.score"),
+    *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),
+    *("train.negatives", "train.exclude", "train.validations_per_epoch", "train.patience"),
+    *("train.metric", "train.max_users"),
+)
+VECTORS = (*TRAIN, *CANDIDATES["test"])
+OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
+
+
+class Keys:
+    """The settings of one run by the artefacts they change."""
+
+    def __init__(self, cfg: config.Config):
+        self._cfg = cfg
+        self._contents: dict[str, str] = {}
+
+    def __call__(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """{setting: value}; a path counts as what is in its files, so a moved file is the same and a changed one is not."""
+        values = config.subset(self._cfg, names)
+        for name in values.keys() & _CONTENT.keys():
+            if name not in self._contents:
+                self._contents[name] = _CONTENT[name](self, values[name])
+            values[name] = self._contents[name]
+        return values
+
+    @cached_property
+    def backbone(self) -> tuple[llama.LlamaConfig, Path | None]:
+        """Shape and local folder of the backbone, fetched if it must be; no folder for a random one."""
+        return llama.locate(self._cfg.llm.path, self._cfg.llm.revision)
+
+    def _of_backbone(self, path: str) -> str:
+        folder = self.backbone[1]
+        return path if folder is None else llama.fingerprint(folder)
+
+    def _of_tokenizer(self, path: str) -> str:
+        return path if path in OWN_TOKENIZERS else llama.fingerprint(llama.resolve(path))
+
+    def _of_file(self, path: str) -> str:
+        return storage.fingerprint(path)
+
+
+_CONTENT = {
+    "data.files.interactions": Keys._of_file,
+    "data.files.items": Keys._of_file,
+    "llm.path": Keys._of_backbone,
+    "llm.tokenizer": Keys._of_tokenizer,
+}

@@ -1,0 +1,69 @@
+"""Several processes as one program: JAX's own SPMD runtime. Every process runs the same code in the same order.
+
+The first process alone writes files; the others wait for it, so the work folder must be one that all of them see.
+With one process nothing here waits for anything.
+"""
+
+import itertools
+import re
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+ADDRESS = re.compile(r"([^\s,]+:\d+),(\d+),(\d+)")
+_calls = itertools.count(1)
+
+
+def connect(distributed: str) -> None:
+    """Joins the other processes; comes before anything that uses a device.
+
+    `off` | `auto` (Cloud TPU, GKE, Slurm, Open MPI and Kubernetes tell JAX who takes part) | `HOST:PORT,N,I`: address of
+    process 0, number of processes, number of this one.
+
+    Raises:
+      ValueError: none of these, or there is nothing to detect.
+    """
+    match = ADDRESS.fullmatch(distributed)
+    if match:
+        host, total, number = match[1], int(match[2]), int(match[3])
+        if number >= total:
+            raise ValueError(
+                f"--distributed={distributed}: of {total} processes the last is {total - 1}"
+            )
+        jax.distributed.initialize(host, num_processes=total, process_id=number)
+    elif distributed == "auto":
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(
+                f"--distributed=auto finds no cluster ({error}): use off, or HOST:PORT,N,I"
+            ) from error
+    elif distributed != "off":
+        raise ValueError(f"--distributed={distributed}: must be auto, off or HOST:PORT,N,I")
+
+
+def first() -> bool:
+    """Whether this process writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def several() -> bool:
+    return jax.process_count() > 1
+
+
+def barrier(name: str) -> None:
+    """Returns when every process has come here."""
+    multihost_utils.sync_global_devices(name)
+
+
+def agree(value: bool) -> bool:
+    """What the first process says, in all of them."""
+    if not several():
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def preempted() -> bool:
+    """Whether SIGTERM reached any process: true in all of them at the same call, of which all make equally many."""
+    return several() and multihost_utils.reached_preemption_sync_point(next(_calls))

@@ -1,0 +1,89 @@
+"""The launch files cannot be run here, but they parse, and every setting and file they name exists."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from absl import flags
+
+from llmsrec_jax import config, main
+from tests.conftest import REPO
+
+LAUNCH = REPO / "launch"
+SCRIPTS = ("local_multiprocess.sh", "slurm_gpu.sbatch", "tpu_pod.sh")
+MANIFESTS = ("gke_jobset.yaml", "skypilot.yaml")
+REQUIRED = {  # dotted path -> type, by the published schemas
+    "gke_jobset.yaml": {
+        "apiVersion": str,
+        "kind": str,
+        "metadata.name": str,
+        "spec.failurePolicy.maxRestarts": int,
+        "spec.replicatedJobs.0.name": str,
+        "spec.replicatedJobs.0.replicas": int,
+        "spec.replicatedJobs.0.template.spec.parallelism": int,
+        "spec.replicatedJobs.0.template.spec.completions": int,
+        "spec.replicatedJobs.0.template.spec.template.spec.containers.0.image": str,
+        "spec.replicatedJobs.0.template.spec.template.spec.containers.0.command": list,
+    },
+    "skypilot.yaml": {
+        "name": str,
+        "num_nodes": int,
+        "resources.accelerators": str,
+        "resources.use_spot": bool,
+        "setup": str,
+        "run": str,
+        "file_mounts./runs.mode": str,
+    },
+}
+
+
+def test_every_launch_file_is_known():
+    assert sorted(p.name for p in LAUNCH.iterdir()) == sorted((*SCRIPTS, *MANIFESTS))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_parse(name):
+    subprocess.run(["bash", "-n", str(LAUNCH / name)], check=True)
+    assert "set -euo pipefail" in (LAUNCH / name).read_text()
+
+
+def at(tree, path: str):
+    for part in path.split("."):
+        tree = tree[int(part) if part.isdigit() else part]
+    return tree
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifests_have_what_their_schema_requires(name):
+    tree = yaml.safe_load((LAUNCH / name).read_text())
+    for path, kind in REQUIRED[name].items():
+        assert isinstance(at(tree, path), kind), path
+
+
+def test_the_jobset_runs_one_pod_per_host():
+    job = at(yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text()), "spec.replicatedJobs.0")
+    spec = job["template"]["spec"]
+    assert spec["parallelism"] == spec["completions"] and spec["completionMode"] == "Indexed"
+    (pod,) = spec["template"]["spec"]["containers"]
+    mounts = {mount["name"] for mount in pod["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+
+
+def test_the_script_in_the_skypilot_file_parses():
+    run = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())["run"]
+    subprocess.run(["bash", "-n"], input=run, text=True, check=True)
+
+
+@pytest.mark.parametrize("name", (*SCRIPTS, *MANIFESTS))
+def test_every_flag_and_file_exists(name):
+    text = (LAUNCH / name).read_text()
+    assert "llmsrec_jax.main" in text and "--distributed=" in text
+    for setting, value in re.findall(r"--config\.([\w.]+)=([^\s\"']+)", text):
+        kind = type(next(v for k, v, _ in config.flatten(config.Config()) if k == setting))
+        config.validate(config.apply(config.Config(), {setting: kind(value)}))
+    for file in re.findall(r"--config=([\w./]+\.py)", text):
+        assert (REPO / Path(file)).is_file(), file
+    for flag in re.findall(r"llmsrec_jax\.main[^\n]*? --(\w+)[= ]", text):
+        assert flag in main.FLAGS or flag in flags.FLAGS, flag

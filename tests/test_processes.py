@@ -1,0 +1,145 @@
+"""Two local processes are one program: the metrics of one process, and both stop when one is told to."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llmsrec_jax import pipeline, processes
+from llmsrec_jax.checkpoint import read_json
+from llmsrec_jax.writer import read_log
+from tests.conftest import REPO
+from tests.systems import TINY, tiny
+
+PATIENCE_S = 300.0
+LONG = {"train.epochs": 15, "train.patience": 0, "train.validations_per_epoch": 1}
+
+
+class Program:
+    """The launch script on one configuration, as a process group."""
+
+    def __init__(self, folder: Path, workdir: Path):
+        file = folder / "two.py"
+        settings = {**TINY, **LONG, "mesh.devices": 0}
+        file.write_text(
+            "from llmsrec_jax import config\n\n\ndef get_config(arg=None):\n"
+            f"    return config.apply(config.Config(), {settings!r})\n"
+        )
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "PYTHONPATH": str(REPO), "XLA_FLAGS": ""}
+        self.process = subprocess.Popen(
+            ["bash", REPO / "launch/local_multiprocess.sh", "2", f"--config={file}"]
+            + [f"--workdir={workdir}"],
+            env={**env, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self) -> tuple[int, str]:
+        try:
+            said, _ = self.process.communicate(timeout=PATIENCE_S)
+        finally:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return self.process.returncode, said
+
+    def members(self) -> list[int]:
+        """The two Python processes, by number."""
+        listed = subprocess.run(
+            ["pgrep", "-g", str(self.process.pid), "-af", "llmsrec_jax.main"],
+            capture_output=True,
+            text=True,
+        ).stdout
+        rows = [line.split(maxsplit=1) for line in listed.splitlines()]
+        return [int(pid) for pid, command in sorted(rows, key=lambda row: row[1][-1])]
+
+    def wait_for_training(self, workdir: Path, step: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if any(
+                line["stage"] == "train" and line["step"] >= step
+                for line in read_log(workdir / "metrics.jsonl")
+            ):
+                return
+            time.sleep(0.05)
+        raise AssertionError(self.finish()[1])
+
+
+def values(workdir: Path) -> dict[tuple, float]:
+    names = ("model", "protocol", "slice", "metric", "config_hash")
+    return {tuple(r[n] for n in names): r["value"] for r in read_json(workdir / "results.json")}
+
+
+def losses(workdir: Path) -> list[tuple]:
+    return [
+        (line["stage"], line["step"], line["loss"]) for line in read_log(workdir / "metrics.jsonl")
+    ]
+
+
+def assert_same(workdir: Path, wanted: Path) -> None:
+    assert values(workdir) == pytest.approx(values(wanted), rel=1e-6)
+    for one, two in zip(losses(workdir), losses(wanted), strict=True):
+        assert one[:2] == two[:2] and one[2] == pytest.approx(two[2], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("one")
+    pipeline.run(tiny({**LONG, "mesh.devices": 2}), workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_processes(one_process, tmp_path):
+    """SIGTERM at one of them stops both at one step; resumed by one or by two, all is as if nothing had happened."""
+    workdir = tmp_path / "two"
+    program = Program(tmp_path, workdir)
+    program.wait_for_training(workdir, 10)
+    os.kill(program.members()[1], signal.SIGTERM)
+    code, said = program.finish()
+    assert code == 130, said
+    steps = re.findall(r"interrupted: signal 15: saved at step (\d+)", said)
+    assert len(steps) == 2 and len(set(steps)) == 1
+    (saved,) = workdir.glob(f"checkpoints/*/steps/{steps[0]}")
+    assert saved.is_dir()
+
+    shutil.copytree(workdir, tmp_path / "resumed_by_one")
+    pipeline.run(tiny({**LONG, "mesh.devices": 2}), tmp_path / "resumed_by_one")
+    assert_same(tmp_path / "resumed_by_one", one_process)
+
+    code, said = Program(tmp_path, workdir).finish()
+    assert code == 0, said
+    assert_same(workdir, one_process)
+    assert said.count("test set of tiny") == 1  # only one of them speaks
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("on", "must be auto, off or HOST:PORT,N,I"),
+        ("localhost,2,0", "must be auto, off or HOST:PORT,N,I"),
+        ("localhost:1234,2,2", "of 2 processes the last is 1"),
+        ("auto", "finds no cluster .*: use off, or HOST:PORT,N,I"),
+    ],
+)
+def test_a_wrong_address_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        processes.connect(given)
+
+
+def test_one_process_waits_for_nobody():
+    processes.connect("off")
+    assert processes.first() and not processes.several() and not processes.preempted()
+    assert processes.agree(True) and not processes.agree(False)
+    processes.barrier("here")
