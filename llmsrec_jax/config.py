@@ -467,12 +467,15 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def render(config: Config) -> str:
-    """The whole tree for a person: one paragraph per section."""
+def render(config: Config, legal: bool = False) -> str:
+    """The whole tree for a person: one paragraph per section; with `legal`, what else a word may be."""
     sections: dict[str, list[str]] = {}
-    for name, value, _ in flatten(config):
+    for name, value, declared in flatten(config):
         section, _, leaf = name.rpartition(".")
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words = get_args(declared) if legal and get_origin(declared) is Literal else (value,)
+        shown = "|".join([str(value), *(str(word) for word in words if word != value)])
+        if isinstance(value, tuple):
+            shown = ",".join(map(str, value))
         sections.setdefault(section, []).append(
             f"{leaf}={shown!r}" if " " in shown else f"{leaf}={shown}"
         )

@@ -37,8 +37,8 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def parse(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake ends the program with one line that says what to do."""
     if {"--help", "-help", "-h"} & set(argv):
-        print(f"{__doc__}\nflags:\n{FLAGS.main_module_help()}\n\n--config.NAME=VALUE and defaults:")
-        print(config.render(config.Config()))
+        print(f"{__doc__}\nflags:\n{FLAGS.main_module_help()}\n\n--config.NAME=VALUE, defaults first:")
+        print(config.render(config.Config(), legal=True))
         sys.exit(0)
     given = re.search(r"^--?config[=\n]([^:\n]*)", "\n".join(argv), re.MULTILINE)
     file = given[1] if given else ""

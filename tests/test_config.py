@@ -187,3 +187,9 @@ def test_config_files(path, arg):
 
 def test_the_paper_s_datasets_are_all_there():
     assert AMAZON | {"shop", "files"} <= {path.stem for path in CONFIGS}
+
+
+def test_render_shows_legal_words():
+    text = config.render(config.Config(), legal=True)
+    assert "ties=random|file|item" in text and "ties=random " in config.render(config.Config())
+    assert "ks=1,5,10,20" in text and "time_unit=ms|s|us|iso" in text
