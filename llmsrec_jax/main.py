@@ -37,7 +37,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def parse(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake ends the program with one line that says what to do."""
     if {"--help", "-help", "-h"} & set(argv):
-        print(f"{__doc__}\nflags:\n{FLAGS.main_module_help()}\n\n--config.NAME=VALUE, defaults first:")
+        print(f"{__doc__}\nflags:\n{FLAGS.main_module_help()}\n\n--config.NAME=DEFAULT|OTHER:")
         print(config.render(config.Config(), legal=True))
         sys.exit(0)
     given = re.search(r"^--?config[=\n]([^:\n]*)", "\n".join(argv), re.MULTILINE)
