@@ -160,6 +160,9 @@ class Train:
     max_users: int = 0  # seeded sample of training users; 0 = all
     length_groups: int = 3  # a batch is cut into this many groups of similar prompt length
     shapes: int = 4  # compiled shapes at most (per kind of prompt)
+    # prompts per pass through the LLM and device; 0 = a whole length group. Fewer need less memory and one
+    # more forward pass; the loss and its gradients stay those of the whole batch
+    chunk: int = 0
     save_every_s: float = 120.0  # seconds between checkpoints besides those at validations
 
 
@@ -250,7 +253,13 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda v: v >= 0,
         (
             *("seed", "data.max_users", "teacher.patience", "distill.weight", "uniformity.weight"),
-            *("train.patience", "train.max_users", "train.save_every_s", "evaluate.max_users"),
+            *(
+                "train.patience",
+                "train.max_users",
+                "train.chunk",
+                "train.save_every_s",
+                "evaluate.max_users",
+            ),
             *("evaluate.validation_users", "evaluate.show_users", "mesh.devices"),
         ),
     ),

@@ -3,6 +3,7 @@
 Encode users, encode items, dot product. The backbone and the teacher's item table are frozen and are passed in.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -119,6 +120,27 @@ def encode_items(
     return model.item_head(h_BD)
 
 
+def in_chunks(
+    encode: Callable[[PromptBatch], Array], prompts: PromptBatch, rows: int
+) -> Float[Array, "B R"]:
+    """`encode(prompts)`, `rows` prompts at a time (0 = all), one after the other in the backward pass too.
+
+    Only the prompts are kept in between: memory is that of one chunk, for one more forward pass. Vectors know nothing
+    of each other until the loss, so its gradient is that of the whole batch.
+    """
+    total = prompts.ids.shape[0]
+    if not 0 < rows < total:
+        return encode(prompts)
+    whole = total - total % rows
+    cut = lambda x: x[:whole].reshape(-1, rows, *x.shape[1:])
+    parts = jax.lax.map(jax.checkpoint(encode), jax.tree.map(cut, prompts))
+    done = parts.reshape(whole, -1)
+    if whole == total:
+        return done
+    rest = jax.checkpoint(encode)(jax.tree.map(lambda x: x[whole:], prompts))
+    return jnp.concatenate([done, rest])
+
+
 def loss(
     model: LLMSRec,
     llama: Llama,
@@ -133,13 +155,11 @@ def loss(
     distillation and uniformity do not depend on the number of devices. The gradient of a share, summed over the
     devices, is the gradient of the global loss.
     """
-    slots, remat = cfg.prompts.history_len, cfg.llm.remat
-    user_BR = jnp.concatenate(
-        [encode_users(model, llama, group, cf_items_IE, slots, remat) for group in batch.users]
-    )
-    item_NR = jnp.concatenate(
-        [encode_items(model, llama, group, cf_items_IE, remat) for group in batch.items]
-    )
+    slots, remat, chunk = cfg.prompts.history_len, cfg.llm.remat, cfg.train.chunk
+    users = lambda group: encode_users(model, llama, group, cf_items_IE, slots, remat)
+    items = lambda group: encode_items(model, llama, group, cf_items_IE, remat)
+    user_BR = jnp.concatenate([in_chunks(users, group, chunk) for group in batch.users])
+    item_NR = jnp.concatenate([in_chunks(items, group, chunk) for group in batch.items])
     cf_BR = model.cf_user_head(batch.cf_user_repr)
     devices = 1 if axis is None else jax.lax.axis_size(axis)
     gather = lambda x: x if axis is None else jax.lax.all_gather(x, axis, tiled=True)

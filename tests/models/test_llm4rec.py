@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from llmsrec_jax import config
 from llmsrec_jax.batch import HISTORY, OUT, LLMBatch, PromptBatch
 from llmsrec_jax.models import llm4rec
 from llmsrec_jax.prompts import plan
@@ -14,6 +15,9 @@ from tests.systems import System, named, relative_error, system
 # A shift of all item vectors changes no difference of scores: its gradient is rounding noise.
 ZERO_GRADIENT = "item_head.last.bias"
 LIMIT = 2e-6
+SUMMED_LIMIT = (
+    1e-5  # of gradients that are sums over prompts in another order, where most of the terms cancel
+)
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +169,25 @@ def test_an_overlong_prompt_keeps_its_out_slot(truncation):
     moved = jax.tree.map(lambda x: x, small.params)
     moved["user_out"][...] = moved["user_out"][...] + 0.1 * np.arange(32)
     assert np.abs(encode(moved) - vectors).max(axis=1).min() > 1e-3
+
+
+def test_chunks_change_the_memory_and_nothing_else(made, prompts):
+    """Gradients of 6 users and 18 items, 4 at a time: also those of the uniformity loss, which pairs all users."""
+    whole = batch(made, groups(prompts[0], []), groups(prompts[1], []))
+
+    def total(params, data, chunk):
+        model, llama = made.merged(params)
+        cfg = config.apply(made.cfg, {"train.chunk": chunk})
+        return llm4rec.loss(model, llama, data, made.frozen.cf_items, cfg)
+
+    step = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=2)
+    compiled = {chunk: step.lower(made.params, whole, chunk).compile() for chunk in (0, 4)}
+    (_, terms), found = compiled[4](made.params, whole)
+    (_, wanted_terms), wanted = compiled[0](made.params, whole)
+    for name, value in wanted_terms.items():
+        assert float(terms[name]) == pytest.approx(float(value), rel=LIMIT), name
+    for name, gradient in named(wanted).items():
+        if name != ZERO_GRADIENT:
+            assert relative_error(named(found)[name], gradient) < SUMMED_LIMIT, name
+    memory = {chunk: one.memory_analysis().temp_size_in_bytes for chunk, one in compiled.items()}
+    assert memory[4] < 0.75 * memory[0]
