@@ -39,27 +39,49 @@ def chronological(
     Ties (D39): random = by a hash of (seed, user, item), so the file order is irrelevant; file = row order; item = item id.
     Returns rows int64 [N] and repeated bool [N] (aligned with rows; of equal rows the first in the file is kept).
     """
+    rows = order(table.user, table.time)
+    user, time = table.user[rows], table.time[rows]
+    follows = np.zeros(len(rows), dtype=bool)  # at the same moment as the row before
+    follows[1:] = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
+    tied = follows.copy()
+    tied[:-1] |= follows[1:]
+    places, moment = np.flatnonzero(tied), np.cumsum(~follows)[tied]
+    some = rows[places]
+    repeated = np.zeros(len(rows), dtype=bool)
+    some = some[np.lexsort((_tie(table, some, item_keys, ties, seed), moment))]
+    rows[places] = some
+    by_item = np.lexsort((some, table.item[some], moment))
+    same = np.diff(moment[by_item]) == 0
+    same &= np.diff(table.item[some[by_item]]) == 0
+    repeated[places[by_item[1:][same]]] = True
+    return rows, repeated
+
+
+def order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """int64 [n]: rows by (user, time), else as they are; at once for rows that are in order, as in most published files."""
+    ahead = user[1:] > user[:-1]
+    if np.all(ahead | ((user[1:] == user[:-1]) & (time[1:] >= time[:-1]))):
+        return np.arange(len(user))
+    return np.lexsort((time, user))
+
+
+def _tie(
+    table: Interactions, rows: np.ndarray, item_keys: np.ndarray, ties: str, seed: int
+) -> np.ndarray:
+    """[n]: what decides between `rows` of one user and one moment."""
     if ties == "file":
-        tie = np.arange(len(table))
-    else:
+        return rows
+    if ties == "item":
         rank = np.empty(len(item_keys), dtype=np.int64)
         rank[canonical_order(item_keys)] = np.arange(len(item_keys))
-        tie = rank[table.item]
-    if ties == "random":
-        names = counter.text_bits(table.user_keys), counter.text_bits(item_keys)
-        tie = counter.bits(seed, "ties", names[0][table.user], names[1][table.item])
-    rows = np.lexsort((tie, table.time, table.user))
-    return rows, _repeated(table, rows)
+        return rank[table.item[rows]]
+    names = (table.user_keys, table.user[rows]), (item_keys, table.item[rows])
+    return counter.bits(seed, "ties", *(_name_bits(*name) for name in names))
 
 
-def _repeated(table: Interactions, rows: np.ndarray) -> np.ndarray:
-    by_item = rows[np.lexsort((rows, table.item[rows], table.time[rows], table.user[rows]))]
-    repeats = np.zeros(len(table), dtype=bool)
-    same = np.ones(max(len(rows) - 1, 0), dtype=bool)
-    for column in (table.user, table.item, table.time):
-        same &= column[by_item[1:]] == column[by_item[:-1]]
-    repeats[by_item[1:][same]] = True
-    return repeats[rows]
+def _name_bits(keys: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    found, place = np.unique(codes, return_inverse=True)
+    return counter.text_bits(keys[found])[place]
 
 
 def iterative_core(

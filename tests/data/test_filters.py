@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsrec_jax.data import filters
+from llmsrec_jax.data import counter, filters
 from llmsrec_jax.data.interactions import Interactions
 
 ITEM_KEYS = np.asarray(["", "10", "9", "x"])
@@ -49,6 +49,30 @@ def test_exact_duplicates_are_marked_and_the_first_in_the_file_kept():
     made = table([(0, 1, 5), (1, 1, 5), (0, 1, 5), (0, 1, 6), (0, 2, 5), (0, 1, 5)])
     rows, repeated = filters.chronological(made, ITEM_KEYS, "file", 0)
     assert sorted(rows[repeated].tolist()) == [2, 5]
+
+
+tables = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 3)), min_size=1, max_size=30
+)
+
+
+@given(tables, st.booleans(), st.sampled_from(["file", "item", "random"]))
+def test_order_and_repeats_are_those_of_a_plain_sort(rows, is_sorted, ties):
+    if is_sorted:
+        rows = sorted(rows, key=lambda row: (row[0], row[2]))
+    bits = lambda key: counter.text_bits(np.asarray([key]))
+    tie = {
+        "file": lambda user, item: 0,
+        "item": lambda user, item: [0, 3, 1, 2][item],
+        "random": lambda user, item: counter.bits(
+            7, "ties", bits(f"u{user}"), bits(ITEM_KEYS[item])
+        ),
+    }[ties]
+    key = lambda n: (rows[n][0], rows[n][2], tie(*rows[n][:2]))
+    expected = sorted(range(len(rows)), key=key)
+    found, repeated = filters.chronological(table(rows), ITEM_KEYS, ties, 7)
+    assert found.tolist() == expected
+    assert repeated.tolist() == [rows[n] in rows[:n] for n in expected]
 
 
 pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=120)

@@ -1,5 +1,6 @@
 """Which published files a category needs, and where they are: the user's folder, the cache, or the network."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,6 +55,9 @@ class Finder:
     """Finds the files of one category."""
 
     def __init__(self, category: str, manual_dir: str, base_url: str, cache: Path):
+        """Raises a ValueError for a base_url that is no web address."""
+        if base_url and not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"data.base_url={base_url!r}: must begin with http:// or https://")
         self.category, self.cache = category, cache
         self.manual_dir = Path(manual_dir).expanduser() if manual_dir else None
         self.hosts = (base_url.rstrip("/"),) if base_url else HOSTS
@@ -198,7 +202,7 @@ class Finder:
         """What was tried, why it failed, and how to bring the files by hand."""
         tried = [(url, answers[url]) for way in self._urls(need) for url in way if url in answers]
         reasons = list(dict.fromkeys(f"{urlsplit(url).netloc}: {why}" for url, why in tried))
-        folder = self.manual_dir or Path("amazon_2023")
+        folder = shlex.quote(str(self.manual_dir or "amazon_2023"))
         here = [self._manual(one) for one in self.needs]
         lines = [
             f"Amazon Reviews 2023, {self.category}: files are missing and no host has them "
@@ -224,6 +228,6 @@ class Finder:
 
 
 def _this_command() -> str:
-    given = [word for word in sys.argv[1:] if not word.startswith("--config.data.manual_dir")]
+    given = [word for word in sys.argv[1:] if not word.startswith("--config.data.manual_dir=")]
     ours = any(word.startswith("--config") for word in given)
-    return " ".join(["python -m llmsrec_jax.main", *(given if ours else ["--config=FILE.py"])])
+    return f"python -m llmsrec_jax.main {shlex.join(given if ours else ['--config=FILE.py'])}"

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmsrec_jax.data import filters
+
 if TYPE_CHECKING:
     import polars
 
@@ -275,9 +277,9 @@ def _rows(table: "polars.DataFrame", counts: dict[str, int], notes: list[str]) -
     item, item_keys = codes(table["item"])
     time = table["time"].to_numpy()
     del table
-    order = np.lexsort((time, user))
-    user, item, time = user[order], item[order], time[order]
-    del order
+    rows = filters.order(user, time)
+    user, item, time = user[rows], item[rows], time[rows]
+    del rows
     first = np.unique(user.astype(np.int64) * len(item_keys) + item, return_index=True)[1]
     keep = np.zeros(len(user), dtype=bool)
     keep[first] = True

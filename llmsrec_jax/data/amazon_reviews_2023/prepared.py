@@ -32,7 +32,6 @@ _FIELD = {"items": "int64_list", "timestamps": "int64_list"} | dict.fromkeys(
     ("user_id", "parent_asin", "title", "description"), "bytes_list"
 )
 _WAIT_S = 0.5
-_LITTLE = 1 << 20  # bytes: a disk with less is full
 
 
 def load(cfg: config.Data) -> tuple[Catalog, Interactions, dict[str, Any]]:
@@ -189,7 +188,7 @@ def _writing(cache: Path) -> Iterator[None]:
         cache.mkdir(parents=True, exist_ok=True)
         yield
     except Exception as error:
-        if _is_full(error, cache):
+        if _is_full(error):
             raise ValueError(download.full(cache, None)) from error
         if isinstance(error, OSError) and error.errno in (
             errno.EROFS,
@@ -205,16 +204,18 @@ def _writing(cache: Path) -> Iterator[None]:
         raise
 
 
-def _is_full(error: BaseException, cache: Path) -> bool:
-    """Whether the disk had no room. Libraries wrap the system's error, or replace it by their own."""
+def _is_full(error: BaseException) -> bool:
+    """Whether the disk had no room. Libraries wrap the system's error, or only quote it (ArrayRecord does)."""
     if isinstance(error, ValueError):
         return False  # says what it is
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+        if getattr(cause, "errno", None) == errno.ENOSPC:
+            return True
+        if os.strerror(errno.ENOSPC) in str(cause):
             return True
         cause = cause.__cause__ or cause.__context__
-    return cache.is_dir() and shutil.disk_usage(cache).free < _LITTLE
+    return False
 
 
 @contextlib.contextmanager

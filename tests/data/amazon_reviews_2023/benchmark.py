@@ -3,7 +3,10 @@
   python -m tests.data.amazon_reviews_2023.benchmark --folder=DIR [--scale=0.1]
 
 At --scale=1 it makes Electronics: 15 M interactions of 1.6 M users and 370 k items, metadata lines of 3 kB. Each stage is one
-fresh process; its peak memory is what the kernel counted.
+fresh process; its peak memory is what the kernel counted. The training loader against the step that it feeds:
+
+  python -m tests.data.amazon_reviews_2023.benchmark --folder=DIR --scale=0.01 --stage=make
+  python -m tests.data.amazon_reviews_2023.benchmark --folder=DIR --stage=loader
 """
 
 import argparse
@@ -17,8 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from llmsrec_jax import config
+
 USERS, ITEMS, ROWS_PER_USER, META_BYTES = 1_641_027, 368_228, 9.43, 3000
 CATEGORY = "Electronics"
+LOADED, STEPS = 1000, 5  # steps of the loader, and of the model
 _LETTERS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", dtype=np.uint8)
 
 
@@ -84,14 +90,18 @@ def make(folder: Path, scale: float) -> None:
             file.write(json.dumps(record) + "\n")
 
 
+def settings(folder: Path, words: str = "") -> config.Config:
+    given = {"source": "amazon", "category": CATEGORY, "manual_dir": str(folder)}
+    given["cache_dir"] = str(folder / "cache")
+    made = config.apply(config.Config(), {f"data.{name}": value for name, value in given.items()})
+    return config.preset(made, words)
+
+
 def stages(folder: Path) -> None:
     """What `--mode=prepare` does, timed; then what a run with another seed does."""
-    from llmsrec_jax import config
     from llmsrec_jax.data import sampling, sources, splits
 
-    cfg = config.Data(
-        source="amazon", category=CATEGORY, manual_dir=str(folder), cache_dir=str(folder / "cache")
-    )
+    cfg = settings(folder).data
     started = clock = time.monotonic()
     busy = time.process_time()
 
@@ -118,17 +128,51 @@ def stages(folder: Path) -> None:
     print(f"{'all':<24}{time.monotonic() - started:8.1f} s", flush=True)
 
 
+def loader(folder: Path) -> None:
+    """Users per second of LLM-SRec's batches alone, and of the step they go into: of the smoke preset."""
+    import jax
+
+    from llmsrec_jax import pipeline, train
+
+    fit = train.fit
+
+    def measure(job: train.Job, state: train.State, checkpoints, writer):
+        if job.stage != "train":
+            return fit(job, state, checkpoints, writer)
+        stream = job.batches(0, LOADED)
+        batches = [next(stream) for _ in range(STEPS)]
+        clock, busy = time.monotonic(), time.process_time()
+        users = job.batch_users * sum(1 for _ in stream)
+        report("loader", users, clock, busy)
+        for batch in batches:  # the first ones compile
+            state = jax.block_until_ready(job.step(job.frozen, state, job.put(batch))[0])
+        clock, busy = time.monotonic(), time.process_time()
+        for batch in batches:
+            state = jax.block_until_ready(job.step(job.frozen, state, job.put(batch))[0])
+        report("step", job.batch_users * len(batches), clock, busy)
+        sys.exit()
+
+    def report(what: str, users: int, clock: float, busy: float) -> None:
+        wall, worked = time.monotonic() - clock, time.process_time() - busy
+        print(f"{what:<8}{users / wall:10,.1f} users/s{users / worked:10,.1f} per s of CPU")
+
+    train.fit = measure
+    pipeline.run(settings(folder, "smoke"), folder / "loader", "train")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--stage", choices=("make", "stages"))
+    parser.add_argument("--stage", choices=("make", "stages", "loader"))
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.stage == "make":
         make(given.folder, given.scale)
     elif given.stage == "stages":
         stages(given.folder)
+    elif given.stage == "loader":
+        loader(given.folder)
     else:
         for stage in ("make", "stages", "stages"):
             print(f"== {stage}", flush=True)

@@ -123,9 +123,13 @@ def test_a_part_by_hand_and_a_part_from_the_network(tmp_path, published, rows):
         }
 
 
-def test_no_network_and_no_files(tmp_path):
+def test_no_network_and_no_files(tmp_path, monkeypatch):
+    words = ["--config=configs/x.py:smoke", "--config.evaluate.ks=(1, 10)"]
+    monkeypatch.setattr(sys, "argv", ["main.py", *words, "--config.data.manual_dir=old"])
+    mine = tmp_path / "my files"
+    mine.mkdir()
     start = time.monotonic()
-    cfg = settings(tmp_path / "cache", base_url="http://127.0.0.1:9", manual_dir=str(tmp_path))
+    cfg = settings(tmp_path / "cache", base_url="http://127.0.0.1:9", manual_dir=str(mine))
     with pytest.raises(ValueError) as error:
         load(cfg)
     assert time.monotonic() - start < 10
@@ -133,9 +137,18 @@ def test_no_network_and_no_files(tmp_path):
     url = f"http://127.0.0.1:9/benchmark/5core/rating_only/{made.CATEGORY}.csv.gz"
     meta = f"http://127.0.0.1:9/raw/meta_categories/meta_{made.CATEGORY}.jsonl.gz"
     assert f"{url}  (about 51 MB)" in text and f"{meta}  (about 331 MB)" in text
-    assert f"cd {tmp_path} && curl -fL -C - -O {url} && curl -fL -C - -O {meta}" in text
-    assert f"--config.data.manual_dir={tmp_path}" in text
+    assert f"cd '{mine}' && curl -fL -C - -O {url} && curl -fL -C - -O {meta}" in text
+    command = (
+        "python -m llmsrec_jax.main --config=configs/x.py:smoke '--config.evaluate.ks=(1, 10)' "
+    )
+    assert f"{command}--config.data.manual_dir='{mine}'" in text
     assert "refused" in text and left_over(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("url", ["localhost:80", "ftp://127.0.0.1/x", "file:///etc"])
+def test_no_web_address(tmp_path, url):
+    with pytest.raises(ValueError, match=f"data.base_url='{url}': must begin with http:// or htt"):
+        load(settings(tmp_path / "cache", base_url=url))
 
 
 def test_both_published_hosts_are_asked(tmp_path, monkeypatch):
@@ -288,7 +301,14 @@ def test_a_cache_that_is_a_file(tmp_path, published):
         load(settings(tmp_path / "cache" / "inside", manual_dir=str(published)))
 
 
-def test_a_full_disk_before_and_while_writing(tmp_path, published, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError("write() failed: No space left on device; writing x; at byte 2093056"),
+    ],
+)
+def test_a_full_disk_before_and_while_writing(tmp_path, published, monkeypatch, error):
     from tensorflow_datasets.core import writer
 
     cfg = settings(tmp_path / "cache", manual_dir=str(published))
@@ -299,7 +319,7 @@ def test_a_full_disk_before_and_while_writing(tmp_path, published, monkeypatch):
             load(cfg)
 
     def no_room(*given):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
 
     monkeypatch.setattr(writer.Writer, "finalize", no_room)
     with pytest.raises(ValueError, match="no space left in .*cache"):
@@ -377,7 +397,8 @@ def test_two_processes_at_once(tmp_path, published, rows):
 # as a TFDS dataset ----------------------------------------------------------------------------------------------
 
 
-def test_any_tfds_user_can_read_it(tmp_path, published, rows):
+def test_any_user_of_tfds_and_grain_can_read_it(tmp_path, published, rows):
+    import grain
     import tensorflow_datasets as tfds
 
     load(settings(tmp_path / "cache", manual_dir=str(published)))
@@ -389,7 +410,7 @@ def test_any_tfds_user_can_read_it(tmp_path, published, rows):
     names = [items[n]["parent_asin"].decode() for n in range(len(items))]
     read = [
         (record["user_id"].decode(), names[item], int(moment))
-        for record in users
+        for record in grain.MapDataset.source(users)
         for item, moment in zip(record["items"], record["timestamps"], strict=True)
     ]
     assert read == plain(rows)
