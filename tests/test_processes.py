@@ -130,12 +130,19 @@ def test_two_processes(one_process, tmp_path):
         ("on", "must be auto, off or HOST:PORT,N,I"),
         ("localhost,2,0", "must be auto, off or HOST:PORT,N,I"),
         ("localhost:1234,2,2", "of 2 processes the last is 1"),
-        ("auto", "finds no cluster .*: use off, or HOST:PORT,N,I"),
     ],
 )
 def test_a_wrong_address_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         processes.connect(given)
+
+
+def test_auto_without_a_cluster_says_what_to_do():
+    """In a process of its own: jax joins others before it uses a device, or not at all."""
+    code = "from llmsrec_jax import processes; processes.connect('auto')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
+    last = result.stderr.splitlines()[-1]
+    assert re.search(r"ValueError: --distributed=auto finds no cluster .*HOST:PORT,N,I", last)
 
 
 def test_one_process_waits_for_nobody():
