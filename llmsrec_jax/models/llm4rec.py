@@ -132,7 +132,7 @@ def in_chunks(
     if not 0 < rows < total:
         return encode(prompts)
     whole = total - total % rows
-    cut = lambda x: x[:whole].reshape(-1, rows, *x.shape[1:])
+    cut = lambda x: x[:whole].reshape(whole // rows, rows, *x.shape[1:])
     parts = jax.lax.map(jax.checkpoint(encode), jax.tree.map(cut, prompts))
     done = parts.reshape(whole, -1)
     if whole == total:
