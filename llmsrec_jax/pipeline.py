@@ -213,6 +213,14 @@ class Run:
                 "(and data.files.title_column), or use --mode=teacher"
             )
 
+    def require_even_batches(self) -> None:
+        """Stops before the long work: LLM-SRec's batches are shared out evenly over the devices."""
+        if self._trained(self.stage("checkpoints", TRAIN)):
+            return
+        users, cfg = len(self.dataset.eligible("train")), self.cfg.train
+        batch = min(cfg.batch, users, cfg.max_users or users)
+        loaders.per_device(batch, self.devices, "train.batch")
+
     def _find_tokenizer(self) -> Tokenizer:
         wanted, catalog = self.cfg.llm.tokenizer, self.dataset.catalog
         folder = self.keys.backbone[1] if wanted in OWN_TOKENIZERS else llama_config.resolve(wanted)
@@ -449,7 +457,10 @@ class Run:
             self.writer.say(evaluate.case(shown, self.dataset, users, targets, row, slots))
 
 
-TRAIN_STEPS = (Run.prepare, Run.require_titles, Run.teacher, Run.tokens, Run.train)
+TRAIN_STEPS = (
+    *(Run.prepare, Run.require_titles, Run.require_even_batches),
+    *(Run.teacher, Run.tokens, Run.train),
+)
 STEPS = {  # mode -> what it does, in order
     "prepare": (Run.prepare,),
     "teacher": (Run.prepare, Run.teacher, partial(Run.evaluate, with_llm=False)),
