@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Several processes on this machine as one program:
 #   launch/local_multiprocess.sh 2 --config=configs/shop.py:smoke --workdir=runs/two
-# On a CPU each process brings one device. Ctrl-C or SIGTERM here reaches one process; all of them save at the same step.
+# On a CPU each process brings one device; of several GPUs process I takes GPU I.
+# Ctrl-C or SIGTERM here reaches one process; all of them save at the same training step, or end after the present stage.
 set -euo pipefail
 
 count=${1:?usage: launch/local_multiprocess.sh PROCESSES --config=configs/shop.py [other flags of llmsrec_jax.main]}
@@ -10,7 +11,7 @@ address=127.0.0.1:${PORT:-$(python -c 'import socket; s = socket.socket(); s.bin
 pids=()
 for ((i = 0; i < count; i++)); do
   # in the background a shell ignores SIGINT for its children, so Ctrl-C comes only through the trap
-  python -m llmsrec_jax.main "$@" --distributed="$address,$count,$i" &
+  JAX_LOCAL_DEVICE_IDS=$i python -m llmsrec_jax.main "$@" --distributed="$address,$count,$i" &
   pids+=("$!")
 done
 trap 'kill -TERM "${pids[0]}" 2>/dev/null || true' INT TERM

@@ -2,7 +2,7 @@
 # LLM-SRec on a Cloud TPU slice of any number of hosts:
 #   launch/tpu_pod.sh create                     # a queued resource with $TPU_NAME, $TPU_TYPE, $TPU_ZONE
 #   launch/tpu_pod.sh install                    # this source tree and its packages on every host
-#   launch/tpu_pod.sh run --config=configs/scientific.py --workdir=/mnt/shared/runs/scientific
+#   launch/tpu_pod.sh run --config=configs/electronics.py --workdir=/mnt/shared/runs/electronics
 #   launch/tpu_pod.sh delete
 # The work folder must be one that every host sees (Filestore, or a bucket mounted with gcsfuse).
 set -euo pipefail

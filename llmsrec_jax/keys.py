@@ -59,7 +59,12 @@ class Keys:
         return storage.fingerprint(path)
 
 
+    def _of_cache(self, path: str) -> str:
+        return ""  # what is in it is the same in any place
+
+
 _CONTENT = {
+    "data.cache_dir": Keys._of_cache,
     "data.files.interactions": Keys._of_file,
     "data.files.items": Keys._of_file,
     "llm.path": Keys._of_backbone,

@@ -62,7 +62,7 @@ def per_device(users: int, devices: int, field: str) -> int:
     if users % devices:
         raise ValueError(
             f"{field}={users} does not divide over {devices} devices; "
-            f"use a multiple of {devices} or --config.mesh.devices=1"
+            f"use a multiple of {devices}, or fewer devices (mesh.devices, or fewer processes)"
         )
     return users // devices
 

@@ -55,8 +55,9 @@ class Run:
 
     def _once(self, stage: Stage, make: Callable[[Stage], dict[str, Any]]) -> None:
         """Has the first process make the artefact and close the stage, unless it is finished; the others wait."""
-        if processes.first() and not stage.finished:
-            stage.finish(make(stage))
+        with processes.led(stage.name) as leads:
+            if leads and not stage.finished:
+                stage.finish(make(stage))
         processes.barrier(f"{stage.name} {stage.key}")
         if not stage.finished:
             raise ValueError(f"{stage.folder} is not seen by every process: share the work folder")
@@ -211,6 +212,14 @@ class Run:
                 "LLM-SRec reads item titles and this catalogue has none: set data.files.items "
                 "(and data.files.title_column), or use --mode=teacher"
             )
+
+    def require_even_batches(self) -> None:
+        """Stops before the long work: LLM-SRec's batches are shared out evenly over the devices."""
+        if self._trained(self.stage("checkpoints", TRAIN)):
+            return
+        users, cfg = len(self.dataset.eligible("train")), self.cfg.train
+        batch = min(cfg.batch, users, cfg.max_users or users)
+        loaders.per_device(batch, self.devices, "train.batch")
 
     def _find_tokenizer(self) -> Tokenizer:
         wanted, catalog = self.cfg.llm.tokenizer, self.dataset.catalog
@@ -414,8 +423,18 @@ class Run:
         if self.cfg.data.source == "shop":
             made = shop.generate(self.cfg.data.shop, self.cfg.seed)
             models["bayes bound"] = (Vectors(*made.bayes(self.dataset, users, "test")), DATA)
-        if not processes.first():
-            return
+        with processes.led("evaluation") as leads:
+            if leads:
+                self._judge(models, users, candidates, histories)
+
+    def _judge(
+        self,
+        models: dict[str, tuple[Vectors, tuple[str, ...]]],
+        users: np.ndarray,
+        candidates: np.ndarray,
+        histories: UserSequences,
+    ) -> None:
+        """Ranks, records and shows; `models`: {name: (vectors, settings they depend on)}."""
         masks = slices(self.dataset, "test", users)
         targets = self.dataset.targets("test", users)
         seen = (lambda row: histories[row][0]) if self.cfg.evaluate.mask_seen else None
@@ -438,7 +457,10 @@ class Run:
             self.writer.say(evaluate.case(shown, self.dataset, users, targets, row, slots))
 
 
-TRAIN_STEPS = (Run.prepare, Run.require_titles, Run.teacher, Run.tokens, Run.train)
+TRAIN_STEPS = (
+    *(Run.prepare, Run.require_titles, Run.require_even_batches),
+    *(Run.teacher, Run.tokens, Run.train),
+)
 STEPS = {  # mode -> what it does, in order
     "prepare": (Run.prepare,),
     "teacher": (Run.prepare, Run.teacher, partial(Run.evaluate, with_llm=False)),
@@ -463,11 +485,14 @@ def run(cfg: config.Config, workdir: Path, mode: str = "run", distributed: str =
     if cfg.llm.dtype == "auto":
         dtype = "fp32" if jax.default_backend() == "cpu" else "bf16"
         cfg = config.apply(cfg, {"llm.dtype": dtype})
-    first = processes.first()
-    lock = Lock(workdir) if first else contextlib.nullcontext()
-    with lock, Writer(workdir, silent=not first) as writer:
-        if first:
-            write_json(workdir / "config.json", config.to_dict(cfg))
+    with contextlib.ExitStack() as stack:
+        with processes.led("work folder") as leads:
+            if leads:
+                stack.enter_context(Lock(workdir))
+                write_json(workdir / "config.json", config.to_dict(cfg))
+        writer = stack.enter_context(Writer(workdir, silent=not leads))
         job = Run(cfg, workdir, writer)
         for step in STEPS[mode]:
             step(job)
+            if processes.preempted():  # JAX took the signal: nothing else would stop these stages
+                raise KeyboardInterrupt("signal 15: between two stages")

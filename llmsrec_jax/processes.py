@@ -4,14 +4,18 @@ The first process alone writes files; the others wait for it, so the work folder
 With one process nothing here waits for anything.
 """
 
+import contextlib
 import itertools
 import re
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 ADDRESS = re.compile(r"([^\s,]+:\d+),(\d+),(\d+)")
+# how long a process that ends waits for the others, which may be in a collective that it will never join; then all end
+SHUTDOWN_S = 30
 _calls = itertools.count(1)
 
 
@@ -31,10 +35,12 @@ def connect(distributed: str) -> None:
             raise ValueError(
                 f"--distributed={distributed}: of {total} processes the last is {total - 1}"
             )
-        jax.distributed.initialize(host, num_processes=total, process_id=number)
+        jax.distributed.initialize(
+            host, num_processes=total, process_id=number, shutdown_timeout_seconds=SHUTDOWN_S
+        )
     elif distributed == "auto":
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_S)
         except ValueError as error:
             raise ValueError(
                 f"--distributed=auto finds no cluster ({error}): use off, or HOST:PORT,N,I"
@@ -62,6 +68,23 @@ def agree(value: bool) -> bool:
     if not several():
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+@contextlib.contextmanager
+def led(what: str) -> Iterator[bool]:
+    """Around what the first process does while the others wait; yields whether this is the first one.
+
+    Raises:
+      ValueError: in the others, when the first one failed; it says why.
+    """
+    fine = False
+    try:
+        yield first()
+        fine = True
+    finally:
+        went_well = agree(fine)
+        if fine and not went_well:
+            raise ValueError(f"{what}: the first process failed, and says why")
 
 
 def preempted() -> bool:

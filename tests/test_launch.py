@@ -1,6 +1,8 @@
 """The launch files cannot be run here, but they parse, and every setting and file they name exists."""
 
+import math
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -69,6 +71,33 @@ def test_the_jobset_runs_one_pod_per_host():
     (pod,) = spec["template"]["spec"]["containers"]
     mounts = {mount["name"] for mount in pod["volumeMounts"]}
     assert mounts == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+
+
+def devices_of(name: str) -> int:
+    text = (LAUNCH / name).read_text()
+    if name == "gke_jobset.yaml":
+        spec = at(yaml.safe_load(text), "spec.replicatedJobs.0.template.spec")
+        return (
+            spec["completions"]
+            * at(spec, "template.spec.containers.0.resources.limits")["google.com/tpu"]
+        )
+    if name == "skypilot.yaml":
+        tree = yaml.safe_load(text)
+        return tree["num_nodes"] * int(tree["resources"]["accelerators"].partition(":")[2])
+    factors = {
+        "slurm_gpu.sbatch": r"(?:--nodes=|--ntasks-per-node=)(\d+)",
+        "tpu_pod.sh": r"TPU_TYPE:-v6e-(\d+)",
+        "local_multiprocess.sh": r"local_multiprocess.sh (\d+)",
+    }
+    return math.prod(sorted({int(n) for n in re.findall(factors[name], text)}))
+
+
+@pytest.mark.parametrize("name", (*SCRIPTS, *MANIFESTS))
+def test_batches_divide_over_the_devices(name):
+    """Those of the config file that is named, over as many as are asked for."""
+    (file,) = set(re.findall(r"--config=([\w./]+\.py)", (LAUNCH / name).read_text()))
+    cfg, devices = runpy.run_path(str(REPO / file))["get_config"](), devices_of(name)
+    assert devices > 1 and cfg.train.batch % devices == 0 == cfg.teacher.batch % devices
 
 
 def test_the_script_in_the_skypilot_file_parses():

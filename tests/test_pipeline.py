@@ -194,6 +194,12 @@ def test_missing_titles_are_found_before_the_teacher_trains(ids_only, tmp_path, 
     assert not (tmp_path / "run" / "teacher").exists()
 
 
+def test_an_uneven_batch_is_found_before_the_teacher_trains(tmp_path):
+    with pytest.raises(ValueError, match="train.batch=7 does not divide over 2 devices"):
+        pipeline.run(tiny({"train.batch": 7, "mesh.devices": 2}), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
 # errors ------------------------------------------------------------------------------------------------------
 
 
@@ -282,7 +288,7 @@ def test_more_test_users_train_nothing_again(copy, monkeypatch):
 
 
 def test_a_file_is_known_by_its_content(tmp_path):
-    """Moved, its stages are found again; changed, none of them is used."""
+    """Moved, its stages are found again, as with another cache; changed, none of them is used."""
     table = tmp_path / "rows.csv"
     day = 86_400_000 * 20_000
     lines = [f"u{u},i{(u + k) % 40},{day + k}" for u in range(40) for k in range(8)]
@@ -295,7 +301,8 @@ def test_a_file_is_known_by_its_content(tmp_path):
     cfg = config.apply(tiny(), {**settings, "data.shop.items": 400})
     pipeline.run(cfg, tmp_path / "run", "prepare")
     made = set((tmp_path / "run" / "data").iterdir())
-    moved = config.apply(cfg, {"data.files.interactions": str(tmp_path / "moved.csv")})
+    elsewhere = {"data.files.interactions": str(tmp_path / "moved.csv"), "data.cache_dir": "cache"}
+    moved = config.apply(cfg, elsewhere)
     table.rename(tmp_path / "moved.csv")
     pipeline.run(moved, tmp_path / "run", "prepare")
     assert set((tmp_path / "run" / "data").iterdir()) == made
@@ -317,6 +324,7 @@ def test_a_backbone_is_known_by_its_content(tmp_path):
         (folder / "config.json").write_text(json.dumps({**shape, "num_hidden_layers": 1}))
         (folder / "model.safetensors").write_bytes(b"weights" if name != "other" else b"changed")
         (folder / "tokenizer.json").write_text("{}" if name != "tokenizer" else "[]")
+        (folder / "tokenizer").mkdir()  # some models have one; it is not read
     made = {
         name: run(tmp_path / name).stage("checkpoints", keys.TRAIN).key
         for name in ("one", "same", "other", "tokenizer")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmsrec_jax import pipeline, processes
-from llmsrec_jax.checkpoint import read_json
+from llmsrec_jax.checkpoint import Lock, read_json
 from llmsrec_jax.writer import read_log
 from tests.conftest import REPO
 from tests.systems import TINY, tiny
@@ -24,9 +24,9 @@ LONG = {"train.epochs": 15, "train.patience": 0, "train.validations_per_epoch": 
 class Program:
     """The launch script on one configuration, as a process group."""
 
-    def __init__(self, folder: Path, workdir: Path):
+    def __init__(self, folder: Path, workdir: Path, **changes: object):
         file = folder / "two.py"
-        settings = {**TINY, **LONG, "mesh.devices": 0}
+        settings = {**TINY, **LONG, "mesh.devices": 0, **changes}
         file.write_text(
             "from llmsrec_jax import config\n\n\ndef get_config(arg=None):\n"
             f"    return config.apply(config.Config(), {settings!r})\n"
@@ -124,6 +124,18 @@ def test_two_processes(one_process, tmp_path):
     assert said.count("test set of tiny") == 1  # only one of them speaks
 
 
+@pytest.mark.parametrize("error", ["is in use by", "absent.csv"])
+def test_an_error_of_the_first_ends_all_at_once(tmp_path, error):
+    """It alone locks the folder and reads the data; the others do not wait for what will not come."""
+    files = {"data.source": "files", "data.files.interactions": str(tmp_path / "absent.csv")}
+    with Lock(tmp_path / ("run" if error == "is in use by" else "free")):
+        code, said = Program(tmp_path, tmp_path / "run", **files).finish()
+    assert code == 2, said  # JAX would end those who wait for ever by a crash
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and sum(error in line for line in errors) == 1
+    assert sum("the first process failed, and says why" in line for line in errors) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -150,3 +162,7 @@ def test_one_process_waits_for_nobody():
     assert processes.first() and not processes.several() and not processes.preempted()
     assert processes.agree(True) and not processes.agree(False)
     processes.barrier("here")
+    with processes.led("alone") as leads:
+        assert leads
+    with pytest.raises(KeyError), processes.led("alone"):
+        raise KeyError

@@ -189,7 +189,8 @@ def fingerprint(folder: Path) -> str:
     Reading 16 GB at every start would take longer than what it protects from: other training changes every tensor.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted({p for pattern in HUB_FILES for p in folder.glob(pattern)}):
+    found = {path for pattern in HUB_FILES for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(found):
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:
