@@ -58,7 +58,6 @@ class Keys:
     def _of_file(self, path: str) -> str:
         return storage.fingerprint(path)
 
-
     def _of_cache(self, path: str) -> str:
         return ""  # what is in it is the same in any place
 
