@@ -164,12 +164,17 @@ class LLMBatches:
         return parallel.stack(shards)
 
     def _shapes(self, prompts: Prompts, users: np.ndarray, items: np.ndarray) -> tuple[Any, Any]:
-        """Shapes of the users' and of the items' prompts: of one rank, so that there are as many programs as ranks."""
-        rank = max(
-            _rank(self.user_shapes, prompts, users), _rank(self.item_shapes, self.items, items)
-        )
-        at = lambda shapes: shapes[min(rank, len(shapes) - 1)]
-        return at(self.user_shapes), at(self.item_shapes)
+        """Shapes of the users' and of the items' prompts: of one rank, so that there are as many programs as ranks.
+
+        The cheapest rank that holds both: one that costs more need not hold what a cheaper one does.
+        """
+        last = max(len(self.user_shapes), len(self.item_shapes)) - 1
+        at = lambda shapes, rank: shapes[min(rank, len(shapes) - 1)]
+        for rank in range(last):
+            pair = at(self.user_shapes, rank), at(self.item_shapes, rank)
+            if _holds(pair[0], prompts, users) and _holds(pair[1], self.items, items):
+                return pair
+        return self.user_shapes[-1], self.item_shapes[-1]
 
     def _candidates(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         negatives = sampling.train_negatives(
@@ -187,9 +192,9 @@ def _by_length(prompts: Prompts, rows: np.ndarray) -> np.ndarray:
     return rows[np.lexsort((prompts.prefix_len[rows], prompts.lengths[rows]))]
 
 
-def _rank(shapes: list[Any], prompts: Prompts, rows: np.ndarray) -> int:
-    """Place of the cheapest shape that holds every device's rows [devices, n]."""
-    return shapes.index(plan.choose(shapes, prompts.prefix_len[rows], prompts.live_lengths[rows]))
+def _holds(shape: Any, prompts: Prompts, rows: np.ndarray) -> bool:
+    """Whether every device's rows [devices, n] fit."""
+    return plan.holds(shape, prompts.prefix_len[rows], prompts.live_lengths[rows])
 
 
 def _groups(prompts: Prompts, rows: np.ndarray, shape: Any) -> tuple[PromptBatch, ...]:
