@@ -184,13 +184,18 @@ class LLMBatches:
         return parallel.stack(shards)
 
     def _shapes(self, users: np.ndarray, items: np.ndarray) -> tuple[Any, Any]:
-        """Shapes of the users' and of the items' prompts: of one rank, so that there are as many programs as ranks."""
-        rank = max(
-            _rank(self.user_shapes, self.user_lengths, users),
-            _rank(self.item_shapes, self.item_lengths, items),
-        )
-        at = lambda shapes: shapes[min(rank, len(shapes) - 1)]
-        return at(self.user_shapes), at(self.item_shapes)
+        """Shapes of the users' and of the items' prompts: of one rank, so that there are as many programs as ranks.
+
+        The cheapest rank that holds both: one that costs more need not hold what a cheaper one does.
+        """
+        last = max(len(self.user_shapes), len(self.item_shapes)) - 1
+        at = lambda shapes, rank: shapes[min(rank, len(shapes) - 1)]
+        for rank in range(last):
+            pair = at(self.user_shapes, rank), at(self.item_shapes, rank)
+            fits = _holds(pair[0], self.user_lengths, users)
+            if fits and _holds(pair[1], self.item_lengths, items):
+                return pair
+        return self.user_shapes[-1], self.item_shapes[-1]
 
     def _candidates(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         """int32 [devices, n, C] of rows [devices, n]."""
@@ -212,10 +217,9 @@ def _by_length(lengths: Lengths, rows: np.ndarray) -> np.ndarray:
     return rows[np.lexsort((prefix, prefix + live))]
 
 
-def _rank(shapes: list[Any], lengths: Lengths, rows: np.ndarray) -> int:
-    """Place of the cheapest shape that holds every device's rows [devices, n]."""
-    prefix, live = (length[rows] for length in lengths)
-    return shapes.index(plan.choose(shapes, prefix, live))
+def _holds(shape: Any, lengths: Lengths, rows: np.ndarray) -> bool:
+    """Whether every device's rows [devices, n] fit."""
+    return plan.holds(shape, *(length[rows] for length in lengths))
 
 
 def _groups(prompts: Prompts, rows: np.ndarray, shape: Any) -> tuple[PromptBatch, ...]:

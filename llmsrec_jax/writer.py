@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 LINE_EVERY_S = 10.0  # between progress lines where the console is not a terminal
 SILENT_S = 2.0  # what took less is not worth a closing line
 SMOOTHING = 0.9  # of the shown loss: weight of the past
@@ -61,7 +59,7 @@ class Writer:
     def say(self, text: str) -> None:
         """A paragraph for people."""
         if not self.silent:
-            tqdm.write(text)
+            _write(text)
             sys.stdout.flush()
 
     def progress(
@@ -107,6 +105,8 @@ class Progress:
         self._timed: tuple[int, float] | None = None  # after the first update, which compiles
         self._bar = None
         if console.isatty():
+            from tqdm import tqdm
+
             self._bar = tqdm(
                 desc=title,
                 total=total,
@@ -159,8 +159,15 @@ class Progress:
         known = self._timed is not None and self.done < self.total
         when = f"{left} left" if known else f"{spent} spent"
         share = f"{self.done}/{self.total} {self.unit}"
-        tqdm.write(f"{self.title}: {share}{loss}{speed}, {when}", file=self.console)
+        _write(f"{self.title}: {share}{loss}{speed}, {when}", self.console)
         self.console.flush()
+
+
+def _write(text: str, console: TextIO | None = None) -> None:
+    """A line between the bars, if any."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=console)
 
 
 def _short(number: float) -> str:

@@ -191,6 +191,14 @@ def test_few_shapes(made):
     assert set(shapes[20 * epoch :]) <= set(shapes[: 20 * epoch])
 
 
+def test_a_dearer_shape_need_not_hold_what_a_cheaper_one_does(made):
+    batches = made.batches()
+    users, items = batches.user_shapes[-1], batches.item_shapes[-1]
+    short = lambda shapes: tuple(shape._replace(prefix=999, live=1) for shape in shapes)
+    batches.user_shapes, batches.item_shapes = [short(users), users], [items, short(items), items]
+    assert [group.ids.shape[2] for group in batches(0).items] == [shape.live for shape in items]
+
+
 def test_programs_are_compiled_once_per_shape(made):
     mesh = parallel.make_mesh(1)
     step = parallel.train_wrapper(lambda frozen, state, batch: (state + 1, batch.candidates), mesh)

@@ -65,6 +65,8 @@ def _meta(
 SIZES: dict[str, LlamaConfig] = {
     "tiny": LlamaConfig(vocab=64, d=32, layers=3, heads=4, kv_heads=2, head_dim=8, ff=48),
     "toy": LlamaConfig(vocab=1024, d=64, layers=3, heads=4, kv_heads=2, head_dim=16, ff=176),
+    # for measuring without an accelerator: the 3B's shares of attention and of logits in the work of a 300-token prompt
+    "bench": LlamaConfig(2560, 512, 4, 4, 2, 32, 1376, rope=Rope(500_000.0, "llama3", 32.0)),
     "llama-3.2-1b": _meta(d=2048, layers=16, heads=32, ff=8192, factor=32.0, head_dim=64),
     "llama-3.2-3b": _meta(d=3072, layers=28, heads=24, ff=8192, factor=32.0),
     "llama-3.1-8b": _meta(d=4096, layers=32, heads=32, ff=14_336, factor=8.0, tied=False),

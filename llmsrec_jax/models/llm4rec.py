@@ -82,7 +82,8 @@ def hidden(
     remat: str = "none",
 ) -> Float[Array, "B D"]:
     """float32 hidden state at the Out slot (after the final norm, D12); the constant prefix gets no gradient."""
-    past = llama.prefill(prompts.prefix_ids, prompts.prefix_len)
+    has_prefix = prompts.prefix_ids.shape[1] > 0
+    past = llama.prefill(prompts.prefix_ids, prompts.prefix_len) if has_prefix else None
     x_BTD = _tail(llama, prompts, cf_items_IE, projector, out_D, slots)
     out_B1 = prompts.length[:, None] - 1
     h_B1D = llama.extend(x_BTD, prompts.length, past, out_B1, remat=remat)

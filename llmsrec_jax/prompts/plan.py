@@ -181,14 +181,19 @@ def choose(
     by place) and nothing hold them, it is the last one, widened.
     """
     for one in shapes:
-        needs = _needs(one, prefix_lengths, live_lengths)
-        if all(need <= shape.live for need, shape in zip(needs, one, strict=True)):
+        if holds(one, prefix_lengths, live_lengths):
             return one
     needs = _needs(shapes[-1], prefix_lengths, live_lengths)
     return tuple(
         shape._replace(live=max(shape.live, int(_round_up(np.array(need)))))
         for need, shape in zip(needs, shapes[-1], strict=True)
     )
+
+
+def holds(one: tuple[Shape, ...], prefix_lengths: np.ndarray, live_lengths: np.ndarray) -> bool:
+    """Whether a tuple holds sorted batches (int [..., B] each)."""
+    needs = _needs(one, prefix_lengths, live_lengths)
+    return all(need <= shape.live for need, shape in zip(needs, one, strict=True))
 
 
 def _needs(one: tuple[Shape, ...], prefix: np.ndarray, live: np.ndarray) -> list[int]:

@@ -1,0 +1,60 @@
+"""Measures what the engine does here: training, inference, the teacher, data loading; and projects the paper's Table 9.
+
+  python -m llmsrec_jax.benchmark --config=configs/scientific.py --config.llm.path=random:llama-3.2-3b
+  python -m llmsrec_jax.benchmark --config=configs/scientific.py --config.llm.path=random:bench --vs=padded,torch
+
+Needs no data, weights or network: users, items and titles are made, as many and as long as the dataset of data.category has
+them (Industrial_and_Scientific, Electronics, Video_Games; data.max_users makes it smaller in proportion). Compilation is
+never part of a time; every time is that of blocked calls, repeated. What is measured is written after every stage.
+
+--vs=torch needs PyTorch (pip install -e '.[torch]'); the results must agree to 1e-4 before any time is shown.
+"""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from absl import app, flags
+
+from llmsrec_jax import command, config
+
+STAGES = ("peak", "data", "train", "users", "items", "teacher")
+VS = ("padded", "torch")
+
+
+def _define_words(name: str, default: tuple[str, ...], legal: tuple[str, ...], help: str):
+    holder = flags.DEFINE_list(name, list(default), f"<{'|'.join(legal)}>,..: {help}")
+    rule = f"should be of {', '.join(legal)}"
+    flags.register_validator(name, lambda given: set(given) <= set(legal), rule)
+    return holder
+
+
+flags.adopt_module_key_flags(command)
+_OUT = flags.DEFINE_string("out", None, "folder of the results; default runs/benchmark-FILE[-WORD]")
+_STAGES = _define_words("stages", STAGES, STAGES, "what to measure")
+_VS = _define_words("vs", (), VS, "measure other ways to do the same beside it")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "rounds of every measurement", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 1, "steps per round when comparing training", lower_bound=1)
+parse = partial(command.parse, doc=str(__doc__))
+
+
+def main(argv: list[str]) -> None:
+    out = Path(_OUT.value or f"runs/benchmark-{command.folder_name()}")
+    print(config.render(command.CONFIG.value), flush=True)
+    if "torch" in _VS.value:  # both live on one device: take memory as it is needed
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        from llmsrec_jax.benchmark import measure  # slow to import
+
+        options = measure.Options(
+            tuple(_STAGES.value), tuple(_VS.value), _REPEATS.value, _STEPS.value
+        )
+        measure.run(command.CONFIG.value, out, options)
+    except KeyboardInterrupt:
+        command.fail(f"interrupted: what was measured is in {out}", 130)
+    except (ValueError, OSError) as error:
+        command.stop(error)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

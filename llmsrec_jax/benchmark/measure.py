@@ -1,0 +1,120 @@
+"""A whole run: stage after stage, each written as soon as it is measured."""
+
+import datetime
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmsrec_jax import config
+from llmsrec_jax.benchmark import made, report, stages, table9, timing
+from llmsrec_jax.benchmark.stages import Bench
+from llmsrec_jax.benchmark.system import System
+from llmsrec_jax.checkpoint import write_json
+
+PACKAGES = ("llmsrec_jax", "jax", "jaxlib", "flax", "numpy", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Options:
+    stages: tuple[str, ...]  # names of STAGES
+    vs: tuple[str, ...]  # padded, torch
+    repeats: int
+    steps: int  # training steps per round of a comparison
+
+
+STAGES: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "peak": stages.peak,
+    "data": stages.data,
+    "train": stages.train,
+    "users": partial(stages.encode, kind="users"),
+    "items": partial(stages.encode, kind="items"),
+    "teacher": stages.teacher,
+}
+
+
+def run(
+    cfg: config.Config,
+    out: Path,
+    options: Options,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measures, writes benchmark.json and benchmark.md in `out`, says what it found.
+
+    Raises:
+      ValueError: a wrong configuration.
+      Disagreement: another implementation of the same job has other results.
+    """
+    config.validate(cfg)
+    if "torch" in options.vs and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        raise ValueError("--vs=torch needs PyTorch and transformers: pip install -e '.[torch]'")
+    if options.vs and cfg.mesh.devices != 1 and jax.device_count() > 1:
+        raise ValueError("--vs compares on one device: add --config.mesh.devices=1")
+    system = System(cfg, made.shape(cfg.data))
+    if system.dtype == jnp.float32:  # accelerators would round the factors of float32 products
+        jax.config.update("jax_default_matmul_precision", "highest")
+    bench = Bench(system, options.repeats, say)
+    results = bench.results
+    results["environment"] = environment(system)
+    results["config"] = config.to_dict(cfg)
+    projection = table9.Projection(system)
+
+    def keep(section: str, name: str, value: Any) -> None:
+        place = results if not section else results.setdefault(section, {})
+        place[name] = report.plain(value)
+        results["table9"] = projection.rows(results)
+        write_json(out / "benchmark.json", results)
+        (out / "benchmark.md").write_text(report.markdown(results))
+        say(f"{section or 'measured'}: {name}")
+
+    for name, measure in STAGES.items():
+        if name not in options.stages:
+            continue
+        keep("", name, measure(bench))
+        for other, compare in _comparisons(name, options):
+            keep("versus", other, compare(bench))
+    say(f"\n{report.markdown(results)}\n{out}/benchmark.json, {out}/benchmark.md")
+    return results
+
+
+def _comparisons(stage: str, options: Options) -> list[tuple[str, Callable[[Bench], Any]]]:
+    """What is to be compared after a stage."""
+    if not options.vs:
+        return []
+    from llmsrec_jax.benchmark import versus
+
+    if stage == "train":
+        return [(stage, partial(versus.train, names=options.vs, steps=options.steps))]
+    if "torch" in options.vs and stage in ("users", "items"):
+        return [(stage, partial(versus.encode, kind=stage))]
+    if "torch" in options.vs and stage == "teacher":
+        return [(stage, versus.teacher)]
+    return []
+
+
+def environment(system: System) -> dict[str, Any]:
+    """Where and with what: everything a reader needs to judge the numbers."""
+    installed = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
+    device = jax.devices()[0]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": system.devices,
+        "processor": platform.processor() or platform.machine(),
+        "cores": timing.cores(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "backbone": system.cfg.llm.path,
+        "dtype": jnp.dtype(system.dtype).name,
+        "made": asdict(system.shape),
+        "compilation_cache": getattr(jax.config, "jax_compilation_cache_dir", None) or "",
+    }

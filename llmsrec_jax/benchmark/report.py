@@ -1,0 +1,143 @@
+"""Results as plain values for JSON, and as Markdown for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmsrec_jax.benchmark import table9
+from llmsrec_jax.benchmark.timing import Spread
+
+TITLES = {
+    "train": "training, an epoch",
+    "users": "inference, all evaluated users",
+    "items": "inference, all items",
+    "teacher": "teacher (SASRec), an epoch",
+}
+
+
+def plain(value: Any) -> Any:
+    """Of spreads, tuples and numpy numbers."""
+    if isinstance(value, Spread):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    where = results["environment"]
+    lines = [
+        f"# {where['backbone']} in {where['dtype']} on {where['devices']} x {where['device']}",
+        "",
+        f"{where['date']}, {where['cores']} cores, Python {where['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in where["packages"].items())
+        + f". Made data: {where['made']['users']} users, {where['made']['items']} items.",
+    ]
+    for part in (_stages, _inference, _data, _table9, _versus):
+        if found := part(results):
+            lines += ["", *found]
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    line = lambda cells: f"| {' | '.join(cells)} |"
+    return [line(columns), line(["---"] * len(columns)), *map(line, rows)]
+
+
+def _stages(results: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, title in TITLES.items():
+        if name not in results:
+            continue
+        found = results[name]
+        minutes = found.get("minutes_per_epoch") or found["minutes"]
+        rows.append(
+            [
+                *(title, _spread(minutes), _number(found["rows_per_s"])),
+                *(_number(found["tokens_per_s"]), _number(found["live_tokens_per_s"])),
+                *(f"{found['share_of_peak']:.1%}", f"{found['whole_share_of_peak']:.1%}"),
+                f"{found['programs']}",
+                f"{found['trace_seconds'] + found['compile_seconds']:.1f}",
+                f"{found['peak_bytes'] / 2**30:.2f} ({found['peak_of']})",
+                f"{found['temporary_bytes'] / 2**30:.2f}",
+            ]
+        )
+    if not rows:
+        return []
+    columns = ["stage", "minutes: median (min .. max)", "rows/s", "tokens/s", "live tokens/s"]
+    columns += ["useful / peak", "whole prompts / peak", "programs", "compile s", "peak GiB so far"]
+    peak = results["peak"]
+    note = (
+        f"Matmul peak measured: {peak['flops_per_s'] / 1e12:.3g} TFLOP/s ({peak['dtype']}, "
+        f"{peak['size']} x {peak['size']}). Rows are users (items where items are encoded). Useful operations are counted "
+        "from real lengths (llama/flops.py); those of whole prompts are what the job takes without shortcuts."
+    )
+    return [*_table([*columns, "temporary GiB"], rows), "", note]
+
+
+def _inference(results: Mapping[str, Any]) -> list[str]:
+    if not {"users", "items"} <= set(results):
+        return []
+    both = [results[name]["minutes"] for name in ("users", "items")]
+    total = {key: sum(minutes[key] for minutes in both) for key in both[0]}
+    return [f"Inference, users and items together: {_spread(total)} minutes."]
+
+
+def _data(results: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if "data" in results:
+        found = results["data"]
+        lines = [
+            f"Data loading (one host thread): {_spread(found['minutes_per_epoch'])} minutes per epoch, "
+            f"{_number(found['users_per_s'])} users/s, planning {found['planning_seconds']:.2f} s. A step has "
+            f"{_number(found['tokens_per_step'])} tokens, {_number(found['live_tokens_per_step'])} of them live, in "
+            f"{_number(found['padded_tokens_per_step'])} places."
+        ]
+    if "teacher" in results:
+        loading = _spread(results["teacher"]["loading_minutes_per_epoch"])
+        lines.append(f"The teacher's data loading: {loading} minutes per epoch.")
+    return lines
+
+
+def _table9(results: Mapping[str, Any]) -> list[str]:
+    if not results.get("table9"):
+        return []
+    columns = ["Table 9, minutes", "Scientific, train/epoch", "inference"]
+    columns += ["Electronics, train/epoch", "inference"]
+    paper = {f"paper, {name}, A6000": row for name, row in table9.PAPER.items()}
+    cells = lambda row: ["-" if value is None else _number(value) for value in row]
+    rows = [[name, *cells(row)] for name, row in (paper | results["table9"]).items()]
+    note = (
+        "Our rows are projected: the useful operations of each dataset (its users, items and interactions as in Table 10, "
+        f"lengths of real titles; inference: all items and {table9.INFERRED_USERS:,} users) over the rates measured above."
+    )
+    return [*_table(columns, rows), "", note]
+
+
+def _versus(results: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for stage, found in results.get("versus", {}).items():
+        for name, seconds in found["seconds"].items():
+            ratios = [found[key].get(name) for key in ("times_faster", "times_faster_cpu")]
+            rows.append(
+                [
+                    *(stage, name, _spread(seconds), _spread(found["cpu_seconds"][name])),
+                    *("" if ratio is None else _spread(ratio) for ratio in ratios),
+                ]
+            )
+    if not rows:
+        return []
+    columns = ["compared", "", "seconds: median (min .. max)", "CPU seconds", "ours is faster x"]
+    return _table([*columns, "in CPU seconds x"], rows)
+
+
+def _spread(found: Mapping[str, float]) -> str:
+    low, middle, high = (_number(found[name]) for name in ("min", "median", "max"))
+    return f"{middle} ({low} .. {high})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,0 +1,139 @@
+"""What is measured: the product's model, steps and encoders over made data, with random weights or given ones."""
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from llmsrec_jax import config, parallel, train
+from llmsrec_jax.benchmark import made
+from llmsrec_jax.llama import config as llama_config
+from llmsrec_jax.llama import weights
+from llmsrec_jax.llama.model import Llama
+from llmsrec_jax.models import llm4rec, sasrec
+
+
+@dataclass(frozen=True)
+class System:
+    """One configuration on the local devices."""
+
+    cfg: config.Config
+    shape: made.Shape
+
+    @cached_property
+    def mesh(self) -> Any:
+        return parallel.make_mesh(self.cfg.mesh.devices)
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.devices.size
+
+    @cached_property
+    def dtype(self) -> Any:
+        chosen = {"fp32": jnp.float32, "bf16": jnp.bfloat16}.get(self.cfg.llm.dtype)
+        return chosen or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+    @cached_property
+    def _located(self) -> tuple[llama_config.LlamaConfig, Any]:
+        return llama_config.locate(self.cfg.llm.path, self.cfg.llm.revision)
+
+    @property
+    def llama(self) -> llama_config.LlamaConfig:
+        return self._located[0]
+
+    def made_as(self, shape: made.Shape) -> made.Made:
+        """Data of that shape for this backbone."""
+        prompts = made.within(self.cfg.prompts, self.llama.max_positions)
+        return made.Made(shape, self.cfg.seed, self.llama.vocab, prompts)
+
+    @cached_property
+    def made(self) -> made.Made:
+        return self.made_as(self.shape)
+
+    @cached_property
+    def backbone(self) -> Llama:
+        shape, folder = self._located
+        if folder is None:
+            return weights.random(shape, self.cfg.seed, self.dtype)
+        return weights.load(folder, shape, self.dtype)
+
+    @cached_property
+    def llama_graph(self) -> nnx.GraphDef:
+        return nnx.split(self.backbone)[0]
+
+    @cached_property
+    def cf_items(self) -> np.ndarray:
+        """float32 [I, E]: the teacher's item embeddings."""
+        return self._normal(self.made.dataset.catalog.size)
+
+    @cached_property
+    def cf_users(self) -> np.ndarray:
+        """float32 [U, E]: the teacher's user vectors."""
+        return self._normal(len(self.made.dataset))
+
+    def _normal(self, rows: int) -> np.ndarray:
+        rng = np.random.default_rng([self.cfg.seed, rows])
+        return rng.standard_normal((rows, self.cfg.teacher.d), np.float32)
+
+    @cached_property
+    def frozen(self) -> llm4rec.Frozen:
+        frozen = llm4rec.Frozen(nnx.split(self.backbone)[1], jnp.asarray(self.cf_items))
+        return parallel.replicate(frozen, self.mesh)
+
+    @cached_property
+    def model(self) -> tuple[nnx.GraphDef, nnx.State]:
+        table = self.backbone.table[...].astype(jnp.float32)
+        moments = float(table.mean()), float(table.std())
+        heads = (self.cfg.teacher.d, self.llama.d, self.cfg.head, moments)
+        return nnx.split(llm4rec.LLMSRec(*heads, nnx.Rngs(params=self.cfg.seed)))
+
+    @cached_property
+    def params(self) -> nnx.State:
+        return parallel.replicate(self.model[1], self.mesh)
+
+    def state(self) -> train.State:
+        """A fresh one: steps donate theirs."""
+        params = jax.tree.map(jnp.copy, self.model[1])
+        return parallel.replicate(
+            train.init_state(params, self.cfg.train.lr, self.cfg.train.b2), self.mesh
+        )
+
+    def step(self, llama_graph: nnx.GraphDef | None = None) -> Any:
+        """The product's training step, jitted."""
+        llama = llama_graph or self.llama_graph
+        parts = {"model": self.model[0], "llama": llama, "cfg": self.cfg, "axis": parallel.AXIS}
+        return parallel.train_wrapper(partial(train.llm_step, **parts), self.mesh)
+
+    def encoder(self, kind: str) -> Any:
+        """Of `users` or `items`, jitted."""
+        model, llama, slots = self.model[0], self.llama_graph, self.cfg.prompts.history_len
+
+        def encode(frozen: llm4rec.Frozen, params: nnx.State, batch: Any) -> jax.Array:
+            parts = (nnx.merge(model, params), nnx.merge(llama, frozen.llama), batch)
+            if kind == "users":
+                return llm4rec.encode_users(*parts, frozen.cf_items, slots)
+            return llm4rec.encode_items(*parts, frozen.cf_items)
+
+        return parallel.encode_wrapper(encode, self.mesh)
+
+    @cached_property
+    def teacher(self) -> tuple[nnx.GraphDef, nnx.State]:
+        rngs = nnx.Rngs(params=self.cfg.seed)
+        return nnx.split(sasrec.SASRec(self.made.dataset.catalog.size, self.cfg.teacher, rngs))
+
+    def teacher_state(self) -> train.State:
+        params = jax.tree.map(jnp.copy, self.teacher[1])
+        return parallel.replicate(
+            train.init_state(params, self.cfg.teacher.lr, self.cfg.teacher.b2), self.mesh
+        )
+
+    def teacher_step(self) -> Any:
+        parts = {"model": self.teacher[0], "cfg": self.cfg, "axis": parallel.AXIS}
+        return parallel.train_wrapper(partial(train.teacher_step, **parts), self.mesh)
+
+    def put(self, batch: Any) -> Any:
+        return parallel.put_batch(batch, self.mesh)

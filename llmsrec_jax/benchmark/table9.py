@@ -1,0 +1,93 @@
+"""Table 9 of the paper (E15): minutes per epoch and per inference pass, beside what this run's rates make of the same work."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmsrec_jax.benchmark import made, work
+from llmsrec_jax.benchmark.stages import MINUTE
+from llmsrec_jax.benchmark.system import System
+from llmsrec_jax.llama import config as llama_config
+
+# one A6000, Llama-3.2-3B, int8: train, inference (Scientific); train, inference (Electronics)
+PAPER = {
+    "TALLRec": (194.43, 37.04, 236.73, 29.04),
+    "LLaRA": (202.20, 38.79, 241.17, 30.62),
+    "CoLLM": (214.12, 39.86, 251.51, 32.58),
+    "A-LLMRec": (190.94, 35.01, 235.02, 28.14),
+    "LLM-SRec": (185.91, 34.17, 218.21, 27.57),
+}
+DATASETS = ("Industrial_and_Scientific", "Electronics")
+BACKBONE = "llama-3.2-3b"
+INFERRED_USERS = 10_000  # the authors evaluate at most so many (D41)
+
+
+class Works(NamedTuple):
+    """Of a dataset: an epoch of training, the inferred users, all items."""
+
+    train: work.Work
+    users: work.Work
+    items: work.Work
+
+
+class Projection:
+    """{row: minutes}: the work of each dataset, for this backbone and for the paper's, over a run's rates."""
+
+    def __init__(self, system: System):
+        self._system = system
+        self._backbones = {f"here, {system.cfg.llm.path}": system.llama}
+        paper = llama_config.SIZES[BACKBONE]
+        if system.llama != paper:
+            self._backbones[f"the same rates, {BACKBONE}"] = paper
+
+    @cached_property
+    def _works(self) -> dict[str, list[Works]]:
+        sizes = {
+            title: work.Sizes(self._system.cfg, llama) for title, llama in self._backbones.items()
+        }
+        return {
+            title: [works(self._system, size, made.SHAPES[name]) for name in DATASETS]
+            for title, size in sizes.items()
+        }
+
+    def rows(self, results: Mapping[str, Any]) -> dict[str, list[float | None]]:
+        """In the order of the paper's columns; None where a rate was not measured."""
+        rates = {
+            name: results[name]["useful_flops_per_s"] for name in Works._fields if name in results
+        }
+        if not rates:
+            return {}
+
+        def minutes(todo: Works, *stages: str) -> float | None:
+            if any(name not in rates for name in stages):
+                return None
+            return sum(getattr(todo, name).flops / rates[name] for name in stages) / MINUTE
+
+        return {
+            title: [
+                value
+                for todo in of_datasets
+                for value in (minutes(todo, "train"), minutes(todo, "users", "items"))
+            ]
+            for title, of_datasets in self._works.items()
+        }
+
+
+def works(system: System, sizes: work.Sizes, shape: made.Shape) -> Works:
+    data = system.made_as(shape)
+    builder, dataset, cfg = data.builder, data.dataset, system.cfg
+    users = dataset.eligible("train")
+    inputs = dataset.inputs("train", users)
+    lengths = builder.user_lengths(inputs)
+    slots = float(np.minimum(inputs.lengths, cfg.prompts.history_len).sum())
+    items = builder.items(np.arange(1, dataset.catalog.size))
+    each = items.prefix_len.astype(np.int64), items.live_lengths
+    candidates = len(users) * (1 + cfg.train.negatives) / len(items)
+    training = sizes.prompts(*lengths, slots, training=True) + sizes.prompts(
+        *each, len(items), training=True
+    ).scaled(candidates)
+    evaluated = dataset.eligible("test")[:INFERRED_USERS]
+    prompts = builder.users(dataset.inputs("test", evaluated))
+    return Works(training, sizes.encoding(prompts), sizes.encoding(items))

@@ -1,0 +1,116 @@
+"""What a stage has to do, counted from real lengths: rows, tokens, useful operations (llama/flops.py, and the small heads)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmsrec_jax import config
+from llmsrec_jax.batch import HISTORY, TOKEN, LLMBatch, PromptBatch, SequenceBatch
+from llmsrec_jax.llama import flops
+from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.prompts.prompts import Prompts
+
+TRAINED = 3  # forward, backward to inputs, backward to weights
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of prompts or windows. `whole` is what the job costs without shortcuts: every layer at every token, and back."""
+
+    rows: float = 0.0
+    tokens: float = 0.0  # real ones
+    live: float = 0.0  # of them, not in a constant prefix
+    flops: float = 0.0  # useful
+    whole: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.rows + other.rows,
+            self.tokens + other.tokens,
+            self.live + other.live,
+            self.flops + other.flops,
+            self.whole + other.whole,
+        )
+
+    def scaled(self, factor: float) -> "Work":
+        values = (self.rows, self.tokens, self.live, self.flops, self.whole)
+        return Work(*(factor * value for value in values))
+
+
+def summed(parts: Iterable[Work]) -> Work:
+    return sum(parts, Work())
+
+
+def _head(fan_in: int, hidden: int, fan_out: int) -> int:
+    return 2 * (fan_in * hidden + hidden * fan_out)
+
+
+class Sizes:
+    """Which operations a configuration needs per prompt."""
+
+    def __init__(self, cfg: config.Config, llama: LlamaConfig):
+        self.llama = llama
+        self._slot = _head(cfg.teacher.d, llama.d, llama.d)
+        self._head = _head(llama.d, cfg.head.hidden, cfg.head.dim)
+
+    def prompts(
+        self, prefix: np.ndarray, live: np.ndarray, slots: float, *, training: bool
+    ) -> Work:
+        """Of prompts with these lengths (int [n] each) and this many history slots in all."""
+        llama, total = self.llama, prefix + live
+        heads = (TRAINED if training else 1) * (slots * self._slot + len(live) * self._head)
+        useful = flops.prefill(llama, prefix) + flops.extend(llama, prefix, live)
+        if training:
+            useful += flops.extend_backward(llama, prefix, live)
+        whole = flops.whole(llama, total, backward=training)
+        sums = float(total.sum()), float(live.sum())
+        return Work(len(live), *sums, useful + heads, whole + heads)
+
+    def encoding(self, prompts: Prompts) -> Work:
+        slots = float(np.sum(prompts.kind == HISTORY))
+        lengths = prompts.prefix_len.astype(np.int64), prompts.live_lengths
+        return self.prompts(*lengths, slots, training=False)
+
+    def batch(self, batch: LLMBatch) -> Work:
+        """Of a training step; `rows` are its users."""
+        users = summed(self._group(group) for group in batch.users)
+        items = summed(self._group(group) for group in batch.items)
+        both = users + items
+        return Work(users.rows, both.tokens, both.live, both.flops, both.whole)
+
+    def _group(self, group: PromptBatch) -> Work:
+        """A batch may count the end of a prefix among its live tokens: the first slot says where it really ends."""
+        flat = lambda x: np.asarray(x).reshape(-1, *np.shape(x)[2:])  # over the devices
+        kind, length = flat(group.kind), flat(group.length).astype(np.int64)
+        late = np.argmax(kind != TOKEN, axis=1)
+        prefix = flat(group.prefix_len).astype(np.int64) + late
+        return self.prompts(prefix, length - late, float(np.sum(kind == HISTORY)), training=True)
+
+
+def windows(cfg: config.Teacher, batches: tuple[SequenceBatch, ...]) -> Work:
+    """A training step of SASRec on real columns: per block six products with E x E weights and causal attention; the scores.
+
+    No constant prefix and nothing to save: all tokens are live, useful is whole.
+    """
+    n = np.concatenate([np.sum(g.history != 0, axis=-1).reshape(-1) for g in batches])
+    n = n.astype(np.int64)
+    block = 12 * cfg.d**2 * n + 4 * cfg.d * n * (n + 1) // 2
+    score = 2 * cfg.d * (1 + cfg.negatives) * n
+    total, columns = TRAINED * float(np.sum(cfg.blocks * block + score)), float(n.sum())
+    return Work(len(n), columns, columns, total, total)
+
+
+def rates(work: Work, seconds: Any, peak: float) -> dict[str, Any]:
+    """Per second of the median: rows, tokens, live tokens, useful operations, and these as a share of the matmul peak."""
+    each = seconds.median
+    return {
+        "rows_per_s": work.rows / each,
+        "tokens_per_s": work.tokens / each,
+        "live_tokens_per_s": work.live / each,
+        "useful_flops": work.flops,
+        "useful_flops_per_s": work.flops / each,
+        "share_of_peak": work.flops / each / peak,
+        "whole_share_of_peak": work.whole / each / peak,
+    }

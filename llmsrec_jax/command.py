@@ -1,0 +1,79 @@
+"""The command line that all programs share: a config file with typed overrides, and one line for a mistake."""
+
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from llmsrec_jax import config
+
+FLAGS = flags.FLAGS
+FLAGS.verbosity = logging.WARNING  # unless given: absl would show the remarks of libraries
+config_flags.register_flag_parser_for_type(cast(Any, Literal), flags.ArgumentParser())
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:WORD,WORD]")
+DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def parse(argv: list[str], doc: str) -> list[str]:
+    """Parses the command line of the program that `doc` describes; a mistake ends it with one line that says what to do."""
+    if {"--help", "-help", "-h"} & set(argv):
+        print(f"{doc}\nflags:\n{FLAGS.main_module_help()}\n\n--config.NAME=DEFAULT|OTHER:")
+        print(config.render(config.Config(), legal=True))
+        sys.exit(0)
+    given = re.search(r"^--?config[=\n]([^:\n]*)", "\n".join(argv), re.MULTILINE)
+    file = given[1] if given else ""
+    try:
+        for name in re.findall(r"^--?(?:no)?config\.([^=\n]*)", "\n".join(argv), re.MULTILINE):
+            config.check_name(name)
+        if given and not Path(file).is_file():
+            hint = config.closest(file, [str(path) for path in Path(file).parent.glob("*.py")])
+            raise ValueError(f"--config={file}: no such file{hint}")
+        rest = FLAGS(argv)
+        if not given:
+            raise ValueError("--config is missing: try --config=configs/shop.py, or --help")
+        if rest[1:]:
+            raise ValueError(f"unexpected {rest[1]!r}: settings look like --config.train.lr=3e-4")
+        config.validate(CONFIG.value)
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        fail(f"error: {describe(error, file)}")
+    return rest
+
+
+def describe(error: BaseException, file: str) -> str:
+    """One line for an error of the command line or of the config file."""
+    # a whole traceback, around what the file raised
+    while "\n" in str(error) and error.__context__:
+        error = error.__context__
+    plain = isinstance(error, flags.Error | ValueError | SyntaxError)
+    return str(error) if plain else f"{file}: {type(error).__name__}: {error}"
+
+
+def folder_name() -> str:
+    """FILE[-WORD..] of `--config=FILE.py:WORD,..`: what a run's folder is called by default."""
+    file, _, words = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    return "-".join([Path(file).stem, *words.split(",")]).rstrip("-")
+
+
+def stop(error: BaseException) -> NoReturn:
+    """Ends the program for an error of a run: one line for what a user can mend, a traceback for a bug."""
+    mendable = isinstance(error, OSError) or is_ours(error)
+    if DEBUG.value or not mendable:
+        raise error
+    fail(f"error: {error} (--debug shows where)")
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this package raised it, knowingly, and not a library in the middle of its work."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)

@@ -1,0 +1,67 @@
+"""Useful floating-point operations of LLaMA, counted from real token lengths: the one place where the formula is.
+
+Useful is the least work that gives the same numbers: a prefix forward only, a tail forward and, where it is trained through,
+backward to its inputs (frozen weights get no gradient), the last layer only where it is read. Padding, recomputed layers and
+logits are never useful. A multiplication and its addition are two operations; norms, rotations and softmax are not counted.
+
+Per layer, with widths as in batch.py:
+  a token's queries and outputs  2 * 2 D N H     keys and values  2 * 2 D K H     feed-forward  2 * 3 D F
+  a query that sees S keys       4 N H S         (scores, and the mix of the values)
+  backward to the inputs         the same again for every product with a weight; for attention once more over keys of the
+                                 prefix (they get no gradient) and twice over those of the tail
+"""
+
+import numpy as np
+
+from llmsrec_jax.llama.config import LlamaConfig
+
+Lengths = np.ndarray  # int [n], tokens per prompt
+
+
+def _key_value(cfg: LlamaConfig) -> int:
+    return 4 * cfg.d * cfg.kv_heads * cfg.head_dim
+
+
+def _rest(cfg: LlamaConfig) -> int:
+    """Of a token and layer, besides its keys and values: queries, outputs, feed-forward."""
+    return 4 * cfg.d * cfg.heads * cfg.head_dim + 6 * cfg.d * cfg.ff
+
+
+def _seen(cfg: LlamaConfig, keys: Lengths) -> Lengths:
+    return 4 * cfg.heads * cfg.head_dim * keys
+
+
+def _causal(length: Lengths) -> Lengths:
+    """Keys seen by all queries of a sequence together."""
+    return length * (length + 1) // 2
+
+
+def prefill(cfg: LlamaConfig, length: Lengths) -> float:
+    """Keys and values of prefixes, in all layers."""
+    P = np.asarray(length, np.int64)
+    full = P * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, _causal(P))
+    return float(np.sum((cfg.layers - 1) * full + P * _key_value(cfg)))
+
+
+def extend(cfg: LlamaConfig, prefix: Lengths, live: Lengths) -> float:
+    """Hidden state of the last token of tails that continue prefixes."""
+    P, T = np.asarray(prefix, np.int64), np.asarray(live, np.int64)
+    full = T * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, P * T + _causal(T))
+    last = T * _key_value(cfg) + _rest(cfg) + _seen(cfg, P + T)
+    return float(np.sum((cfg.layers - 1) * full + last))
+
+
+def extend_backward(cfg: LlamaConfig, prefix: Lengths, live: Lengths) -> float:
+    """From the hidden state of the last token to all inputs of the tails."""
+    P, T = np.asarray(prefix, np.int64), np.asarray(live, np.int64)
+    full = T * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, P * T + 2 * _causal(T))
+    last = T * _key_value(cfg) + _rest(cfg) + _seen(cfg, P + 2 * T)
+    return float(np.sum((cfg.layers - 1) * full + last))
+
+
+def whole(cfg: LlamaConfig, length: Lengths, *, backward: bool) -> float:
+    """All layers at all tokens of whole prompts: what the job costs without any shortcut, padding and logits left out."""
+    T = np.asarray(length, np.int64)
+    products, seen = T * (_key_value(cfg) + _rest(cfg)), _seen(cfg, _causal(T))
+    times = (2, 3) if backward else (1, 1)
+    return float(np.sum(cfg.layers * (times[0] * products + times[1] * seen)))

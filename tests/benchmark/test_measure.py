@@ -1,0 +1,118 @@
+"""A run from the command line: every section measured and written, nothing but the fast path imported, nothing lost."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from llmsrec_jax import config
+from llmsrec_jax.benchmark import made, measure, report, table9, work
+from llmsrec_jax.benchmark.measure import Options
+from llmsrec_jax.benchmark.system import System
+from tests.benchmark.conftest import SMALL, small
+from tests.conftest import REPO
+from tests.systems import TINY
+
+FIELDS = {  # of every stage that runs compiled programs
+    *("seconds", "cpu_seconds", "rows_per_s", "tokens_per_s", "live_tokens_per_s"),
+    *("useful_flops", "share_of_peak", "programs", "compile_seconds", "peak_bytes"),
+}
+HEAVY = {
+    *("grain", "tokenizers", "polars", "orbax", "tensorflow_datasets", "transformers", "torch"),
+    *("huggingface_hub", "tqdm", "tensorstore"),
+}
+PROGRAM = """
+import atexit, runpy, sys
+atexit.register(lambda: print("IMPORTED", *sorted({name.partition(".")[0] for name in sys.modules})))
+runpy.run_module("llmsrec_jax.benchmark", run_name="__main__")
+"""
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    given = [f"--config.{name}={value}" for name, value in {**TINY, **SMALL}.items()]
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, f"--config={REPO}/configs/scientific.py", *given, *args],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    )
+
+
+def test_a_run_measures_everything_on_the_fast_path(tmp_path):
+    result = run("--repeats=2", f"--out={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    imported = result.stdout.rpartition("IMPORTED")[2].split()
+    assert "flax" in imported and not HEAVY & set(imported)
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    assert {"environment", "config", "peak", "data", *report.TITLES, "table9"} <= set(found)
+    for stage in report.TITLES:
+        assert FIELDS <= set(found[stage]), stage
+        assert 0 < found[stage]["seconds"]["min"] <= found[stage]["seconds"]["max"]
+        assert 0 < found[stage]["share_of_peak"] < 1
+    ours = [row for name, row in found["table9"].items() if name.startswith("here")]
+    assert len(ours[0]) == 4 and all(minutes > 0 for minutes in ours[0])
+    shown = (tmp_path / "benchmark.md").read_text()
+    assert shown in result.stdout
+    for word in (*report.TITLES.values(), "paper, LLM-SRec, A6000 | 186 | 34.2", "Matmul peak"):
+        assert word in shown
+
+
+def test_an_interruption_loses_nothing_that_was_measured(tmp_path, monkeypatch):
+    def interrupted(bench):
+        raise KeyboardInterrupt
+
+    data = {name: 1.0 for name in ("planning_seconds", "users_per_s")}
+    data |= {f"{kind}tokens_per_step": 1.0 for kind in ("", "live_", "padded_")}
+    data["minutes_per_epoch"] = {"min": 1.0, "median": 2.0, "max": 3.0}
+    monkeypatch.setattr(measure, "STAGES", {"data": lambda bench: data, "train": interrupted})
+    with pytest.raises(KeyboardInterrupt):
+        measure.run(small(), tmp_path, Options(("data", "train"), (), 1, 1))
+    assert json.loads((tmp_path / "benchmark.json").read_text())["data"] == data
+    assert "2 (1 .. 3) minutes per epoch" in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--stages=trian"], "should be of peak, data, train"),
+        (["--vs=jax"], "should be of padded, torch"),
+        (["--repeats=0"], "--repeats=0"),
+        (["--config.train.lrr=3"], "did you mean train.lr"),
+    ],
+)
+def test_a_mistake_gives_one_line(args, message):
+    result = run(*args)
+    assert result.returncode == 2 and message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_comparing_without_pytorch_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs PyTorch"):
+        measure.run(small(), tmp_path, Options(("peak",), ("torch",), 1, 1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_table_9_is_the_work_over_the_rates(bench):
+    """Twice the rate, half the minutes; a rate that is missing leaves its cells empty."""
+    projection = table9.Projection(bench.system)
+    rates = lambda **found: {name: {"useful_flops_per_s": rate} for name, rate in found.items()}
+    slow, fast = (projection.rows(rates(train=rate, items=1e9)) for rate in (1e9, 2e9))
+    name = f"here, {bench.system.cfg.llm.path}"
+    assert slow[name][0] == 2 * fast[name][0] > 0
+    assert slow[name][1] is slow[name][3] is None
+    assert set(slow) == {name, "the same rates, llama-3.2-3b"}
+    assert projection.rows({}) == {}
+
+
+def test_the_papers_work():
+    """Operations for Scientific and a 3B, against an independent count with slightly other lengths (peta: 132.8, 25.7)."""
+    cfg = config.apply(config.Config(), {"llm.path": "random:llama-3.2-3b"})
+    system = System(cfg, made.SHAPES["Industrial_and_Scientific"])
+    found = table9.works(system, work.Sizes(cfg, system.llama), system.shape)
+    assert found.train.whole == pytest.approx(132.8e15, rel=0.1)
+    assert found.users.whole + found.items.whole == pytest.approx(25.7e15, rel=0.1)
+    assert found.train.flops < 0.8 * found.train.whole

@@ -1,0 +1,56 @@
+"""Work is counted from what is in a batch: real prefixes, no padding, every row once."""
+
+import numpy as np
+import pytest
+
+from llmsrec_jax import config
+from llmsrec_jax.batch import HISTORY, SequenceBatch
+from llmsrec_jax.benchmark import padded, work
+from llmsrec_jax.benchmark.timing import Spread
+from llmsrec_jax.benchmark.work import Work
+from llmsrec_jax.llama import flops
+
+
+def test_a_batch_costs_what_its_prompts_cost(bench):
+    """Whatever its shapes, which feed the ends of long prefixes as live tokens."""
+    batch, builder, sizes = bench.epoch.sample[0], bench.system.made.builder, bench.sizes
+    one = [type(group)(*(x[0] for x in group)) for group in (*batch.users, *batch.items)]
+    prompts = padded.unpack(tuple(one))
+    prefix = np.minimum.reduceat(
+        np.where(prompts.kind == HISTORY, np.arange(len(prompts.kind)), 1 << 40),
+        prompts.offsets[:-1],
+    )
+    prefix = prefix - prompts.offsets[:-1]
+    slots = float(np.sum(prompts.kind == HISTORY))
+    want = sizes.prompts(prefix, prompts.lengths - prefix, slots, training=True)
+    found = sizes.batch(batch)
+    assert found.rows == bench.system.cfg.train.batch
+    assert found.flops == pytest.approx(want.flops) and found.whole == pytest.approx(want.whole)
+    assert (found.tokens, found.live) == (want.tokens, want.live)
+    assert builder.trimmed["lost_items"] == 0
+
+
+def test_heads_by_hand(bench):
+    """f_I per slot 2 (8 x 32 + 32 x 32), a head 2 (32 x 16 + 16 x 8); three times that in training."""
+    prefix, live, llama = np.array([3]), np.array([2]), bench.system.llama
+    found = bench.sizes.prompts(prefix, live, 1, training=False)
+    heads = 2 * (8 * 32 + 32 * 32) + 2 * (32 * 16 + 16 * 8)
+    backbone = flops.prefill(llama, prefix) + flops.extend(llama, prefix, live)
+    assert found == Work(1, 5, 2, backbone + heads, found.whole)
+    trained = bench.sizes.prompts(prefix, live, 1, training=True)
+    assert trained.flops == backbone + flops.extend_backward(llama, prefix, live) + 3 * heads
+
+
+def test_windows_by_hand():
+    """Three columns, E = 4, one block: six products of 4 x 4 each, 1 + 2 + 3 keys seen, two scores; backward twice that."""
+    cfg = config.Teacher(d=4, blocks=1)
+    history = np.array([[0, 5, 6, 7]])
+    found = work.windows(cfg, (SequenceBatch(history, history, history[..., None]),))
+    forward = 3 * 6 * 2 * 16 + 2 * 2 * 4 * 6 + 3 * 2 * 2 * 4
+    assert found == Work(1, 3, 3, 3 * forward, 3 * forward)
+
+
+def test_rates_are_of_the_median():
+    found = work.rates(Work(10, 40, 20, 100.0, 300.0), Spread(1, 2, 9), peak=500)
+    assert found["rows_per_s"] == 5 and found["live_tokens_per_s"] == 10
+    assert found["share_of_peak"] == 0.1 and found["whole_share_of_peak"] == 0.3
