@@ -83,10 +83,11 @@ WHOLE = [f"{made.CATEGORY}.csv.gz", f"meta_{made.CATEGORY}.jsonl.gz"]
 
 
 def results(folder: Path) -> dict[str, str]:
-    """Digests of everything that `prepare` leaves for later stages; the stage must be finished."""
-    [stage] = folder.glob("runs/scientific-smoke/data/*/stage.json")
-    files = [path for path in stage.parent.iterdir() if path != stage]
-    assert len(files) == 4
+    """Digests of everything that `prepare` leaves for later stages; the stages must be finished."""
+    run = folder / "runs/scientific-smoke"
+    stages = [*run.glob("data/*/stage.json"), *run.glob("candidates/*/stage.json")]
+    files = [path for stage in stages for path in stage.parent.iterdir() if path != stage]
+    assert (len(stages), len(files)) == (3, 4)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
