@@ -193,7 +193,8 @@ def _validated(job: Job, state: State, progress: Progress) -> State:
         progress.best, progress.best_step, progress.bad = value, progress.step, 0
     else:
         progress.bad += 1
-    progress.stopped = job.patience > 0 and progress.bad >= job.patience
+    # hosts may differ in the last bit of a score
+    progress.stopped = processes.agree(job.patience > 0 and progress.bad >= job.patience)
     return state._replace(lr=state.lr * job.lr_decay)
 
 
