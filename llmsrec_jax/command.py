@@ -19,7 +19,7 @@ DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    print(message, file=sys.stderr)
+    sys.stderr.write(f"{message}\n")  # at once: several processes may share the console
     sys.exit(code)
 
 
