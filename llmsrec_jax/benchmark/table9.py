@@ -11,7 +11,7 @@ from llmsrec_jax.benchmark.stages import MINUTE
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.llama import config as llama_config
 
-# one A6000, Llama-3.2-3B, int8: train, inference (Scientific); train, inference (Electronics)
+# one A6000, Llama-3.2-3B: train, inference (Scientific); train, inference (Electronics)
 PAPER = {
     "TALLRec": (194.43, 37.04, 236.73, 29.04),
     "LLaRA": (202.20, 38.79, 241.17, 30.62),

@@ -196,9 +196,9 @@ class LLMSRec(nn.Module):
         for row, kinds, items in zip(x, kind, slot_item, strict=True):
             row = row.clone()
             places = torch.nonzero(kinds == HISTORY)[:, 0]
-            for place in places.tolist():
-                projected = self.item_projector(self.cf_items[items[place]])
-                row[place] = projected.to(row.dtype)
+            projected = self.item_projector(self.cf_items[items[places]])
+            for place, vector in zip(places.tolist(), projected, strict=True):
+                row[place] = vector.to(row.dtype)
             row[torch.nonzero(kinds == OUT)[0, 0]] = out_token.to(row.dtype)
             filled.append(row)
         return torch.stack(filled)
