@@ -162,10 +162,11 @@ def encode(bench: Bench, kind: str) -> dict[str, Any]:
             jobs[name, i] = lambda m=model, p=prompts: torch_llm.encode(m, kind, p)
     taken = timing.rounds(jobs, bench.repeats)
     times = {OURS: timing.total(_parts(taken, OURS), one.counts)}
-    share = sum(prompts.lengths.sum() for prompts in sample) / one.prompts.lengths.sum()
+    tokens = sum(int(prompts.lengths.sum()) for prompts in sample)
+    scale = int(one.prompts.lengths.sum()) / tokens
     for name in models:
         parts = _parts(taken, name)
-        times[name] = timing.total(parts, dict.fromkeys(parts, 1 / share))
+        times[name] = timing.total(parts, dict.fromkeys(parts, scale))
     return {"prompts": n, "sampled_by_torch": len(drawn), **_compare(times)}
 
 
