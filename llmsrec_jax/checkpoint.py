@@ -13,7 +13,6 @@ import copy
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import logging
 import math
@@ -29,21 +28,14 @@ import jax
 import numpy as np
 
 from llmsrec_jax import config, processes
+from llmsrec_jax.data import storage
 
 VERSIONS = ("llmsrec_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes the file whole or not at all; a reader sees the old content until then."""
-    text = json.dumps(value, indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # one run writes here at a time, so this name is free, and the next write replaces what a kill left
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    storage.write_text(path, json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> Any:
@@ -102,8 +94,8 @@ class Stage:
         return record
 
 
-def _digest(content: io.BufferedReader | io.BytesIO) -> str:
-    return hashlib.file_digest(content, "blake2b").hexdigest()[:32]
+def _digest(steps: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(steps).encode()).hexdigest()
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -219,11 +211,7 @@ class Checkpoints:
         """{path inside the checkpoint: digest of its content}."""
         folder = self.folder / str(step)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        digests = {}
-        for path in files:
-            with path.open("rb") as file:
-                digests[str(path.relative_to(folder))] = _digest(file)
-        return digests
+        return {str(path.relative_to(folder)): storage.fingerprint(str(path)) for path in files}
 
     def _read_index(self) -> dict[int, dict[str, Any]]:
         if not self._index.exists():
@@ -236,7 +224,7 @@ class Checkpoints:
             raise self._refuse(self._index, "it is damaged") from error
         if not isinstance(stored, dict) or set(stored) != {"digest", "key", "steps"}:
             raise self._refuse(self._index, "it is not of this program")
-        if stored["digest"] != _digest(io.BytesIO(json.dumps(stored["steps"]).encode())):
+        if stored["digest"] != _digest(stored["steps"]):
             raise self._refuse(self._index, "it is damaged (its digest differs)")
         if stored["key"] != self.key:
             raise self._refuse(
@@ -246,8 +234,7 @@ class Checkpoints:
 
     def _write_index(self) -> None:
         steps = {str(step): record for step, record in self._steps.items()}
-        digest = _digest(io.BytesIO(json.dumps(steps).encode()))
-        write_json(self._index, {"digest": digest, "key": self.key, "steps": steps})
+        write_json(self._index, {"digest": _digest(steps), "key": self.key, "steps": steps})
 
     def _drop_unlisted(self) -> None:
         """Removes what no longer counts, and what a kill left between a checkpoint and its place in the index."""

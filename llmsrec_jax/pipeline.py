@@ -58,7 +58,6 @@ class Run:
         with processes.led(stage.name) as leads:
             if leads and not stage.finished:
                 stage.finish(make(stage))
-        processes.barrier(f"{stage.name} {stage.key}")
         if not stage.finished:
             raise ValueError(f"{stage.folder} is not seen by every process: share the work folder")
 
