@@ -3,33 +3,56 @@
 Dimension legend, used in names (`x_BTD`), annotations and einsum strings alike:
   B users or prompts in a batch   L history length in items   T live tokens (queries)   P prefix tokens   S key/value length
   C candidates per user (1 + negatives)   I catalogue incl. pad row 0   D LLM width   E CF width   R shared width
-  N query heads   K key/value heads   H head dim   F feed-forward   V vocabulary
+  N query heads   K key/value heads   H head dim   F feed-forward   V vocabulary   A tokens on a flat axis
 """
 
 from typing import Any, NamedTuple
 
-TOKEN, HISTORY, OUT = 0, 1, 2  # PromptBatch.kind: what fills a live position
+TOKEN, HISTORY, USER_OUT, ITEM_OUT = 0, 1, 2, 3  # what fills a live position
 
 Array = Any  # numpy on the host, jax.Array on the device
 
 
-class PromptBatch(NamedTuple):
-    """Prompts of one static shape: a constant prefix, then a live tail that starts at or before the first slot."""
+class Grid(NamedTuple):
+    """Sequences of similar length side by side, as attention takes them: where on a flat axis their tokens are."""
 
-    prefix_ids: Array  # int32 [B, P] right-padded with 0
-    prefix_len: Array  # int32 [B]
-    ids: Array  # int32 [B, T] right-padded; 0 at slots
-    kind: Array  # int8 [B, T] TOKEN | HISTORY | OUT; TOKEN at pads
-    slot_item: Array  # int32 [B, T] item id at HISTORY slots, else 0
-    length: Array  # int32 [B] live tokens; the Out slot is the last one
+    at: Array  # int32 [rows, T]; beyond a sequence's end: the length of the axis
+    length: Array  # int32 [rows]
+
+
+class Flat(NamedTuple):
+    """Sequences one after the other on a token axis, on which all linear layers work: no padding between them."""
+
+    position: Array  # int32 [A] of each token in its prompt
+    # int32 [A] place of each token on the grids, laid end to end; of pads: the number of places.
+    # None: the axis is the grids, row after row, with their pads
+    place: Array | None
+    grids: tuple[Grid, ...]
+
+
+class PromptBatch(NamedTuple):
+    """Prompts of static shapes: constant prefixes, and live tails that start at or before the first slot.
+
+    Prompts are numbered grid by grid. The first grids of `live` continue those of `prefix`, the last ones those of `stored`.
+    """
+
+    prefix_ids: Array  # int32 [A of prefix]
+    prefix: Flat
+    stored: tuple[Grid, ...]  # prefixes whose keys and values are at hand: where, on their axis
+    kv: Any  # those keys and values (llama.model.KV), where they came along; None = the model's own store
+    ids: Array  # int32 [A of live]; 0 at slots and pads
+    kind: Array  # int8 [A of live] TOKEN | HISTORY | USER_OUT | ITEM_OUT; an Out slot is the last token of its prompt
+    live: Flat
+    slot: Array  # int32 [A of live] number of the history slot, or how many there are at most
+    slot_at: Array  # int32 [slots] token of the slot, or the length of the axis
+    slot_item: Array  # int32 [slots] its item id, or 0
 
 
 class LLMBatch(NamedTuple):
-    """One training step of LLM-SRec. Users are sorted by prompt length; `users` groups are in that order."""
+    """One training step of LLM-SRec, in `parts` of one shape, each a pass through the LLM: first its users, then its items."""
 
-    users: tuple[PromptBatch, ...]  # concatenated: B rows
-    items: tuple[PromptBatch, ...]  # concatenated: item prompts of this batch
-    candidates: Array  # int32 [B, C] row in the concatenated item prompts; column 0 is the positive
+    prompts: PromptBatch  # arrays [parts, ...]
+    candidates: Array  # int32 [B, C] row among the items of all parts; column 0 is the positive
     cf_user_repr: Array  # float32 [B, E] frozen teacher's user representation
 
 

@@ -97,6 +97,9 @@ class LLM:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators, fp32 on CPU (D10)
     # What the backward pass recomputes (D14). names: nothing that needs a GEMM; inputs: whole layers
     remat: Literal["none", "names", "inputs"] = "names"
+    # keys and values of item prompts' prefixes: made again and again | kept on the devices | in host memory
+    item_store: Literal["recompute", "hbm", "host"] = "recompute"
+    item_store_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: that of the layers, exact
 
 
 @dataclass
@@ -160,9 +163,9 @@ class Train:
     max_users: int = 0  # seeded sample of training users; 0 = all
     length_groups: int = 3  # a batch is cut into this many groups of similar prompt length
     shapes: int = 4  # compiled shapes at most (per kind of prompt)
-    # prompts per pass through the LLM and device; 0 = a whole length group. Fewer need less memory and one
-    # more forward pass; the loss and its gradients stay those of the whole batch
-    chunk: int = 0
+    # passes through the LLM per step. More need less memory and one more forward pass; the loss and its
+    # gradients stay those of the whole batch
+    parts: int = 1
     save_every_s: float = 120.0  # seconds between checkpoints besides those at validations
 
 
@@ -253,13 +256,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda v: v >= 0,
         (
             *("seed", "data.max_users", "teacher.patience", "distill.weight", "uniformity.weight"),
-            *(
-                "train.patience",
-                "train.max_users",
-                "train.chunk",
-                "train.save_every_s",
-                "evaluate.max_users",
-            ),
+            *("train.patience", "train.max_users", "train.save_every_s", "evaluate.max_users"),
             *("evaluate.validation_users", "evaluate.show_users", "mesh.devices"),
         ),
     ),
@@ -267,17 +264,12 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda v: v >= 1,
         (
             *("data.shop.users", "data.shop.items", "data.min_user", "data.min_item"),
-            *("teacher.d", "teacher.max_len", "teacher.blocks", "teacher.heads"),
-            *(
-                "teacher.batch",
-                "teacher.negatives",
-                "teacher.epochs",
-                "teacher.validate_every",
-                "prompts.history_len",
-            ),
-            *("prompts.max_tokens", "head.dim", "head.hidden", "train.batch", "train.epochs"),
-            *("train.negatives", "train.validations_per_epoch", "train.length_groups"),
-            *("train.shapes", "evaluate.negatives", "evaluate.batch", "evaluate.shapes"),
+            *("teacher.d", "teacher.max_len", "teacher.blocks", "teacher.heads", "teacher.batch"),
+            *("teacher.negatives", "teacher.epochs", "teacher.validate_every"),
+            *("prompts.history_len", "prompts.max_tokens", "head.dim", "head.hidden"),
+            *("train.batch", "train.epochs", "train.negatives", "train.validations_per_epoch"),
+            *("train.length_groups", "train.shapes", "train.parts"),
+            *("evaluate.negatives", "evaluate.batch", "evaluate.shapes"),
         ),
     ),
     "above 0": (
@@ -408,6 +400,8 @@ def validate(config: Config) -> None:
         raise ValueError(
             f"llm.revision={config.llm.revision!r}: {config.llm.path} has no revisions"
         )
+    if config.llm.item_store == "recompute" and config.llm.item_store_dtype != "auto":
+        raise ValueError("llm.item_store_dtype: nothing is stored with llm.item_store=recompute")
     if config.train.length_groups > config.train.batch:
         raise ValueError(
             f"train.length_groups={config.train.length_groups}: "

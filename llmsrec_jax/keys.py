@@ -18,6 +18,7 @@ TEACHER = (*CANDIDATES["valid"], "teacher", "evaluate.ties")
 TOKENS = (*DATA, "llm.path", "llm.revision", "llm.tokenizer", "prompts.wording")
 TRAIN = (
     *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype"),
+    "llm.item_store_dtype",
     *("prompts", "head", "distill", "uniformity", "evaluate.score"),
     *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),
     *("train.negatives", "train.exclude", "train.validations_per_epoch", "train.patience"),

@@ -15,8 +15,9 @@ from llmsrec_jax.batch import LLMBatch, PromptBatch, SequenceBatch
 from llmsrec_jax.data import sampling
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.splits import Dataset
-from llmsrec_jax.prompts import plan
+from llmsrec_jax.prompts import layout, plan
 from llmsrec_jax.prompts.prompts import PromptBuilder, Prompts
+from llmsrec_jax.stores import ItemStore
 
 # windows of a batch: groups of similar length, compiled shapes at most
 TEACHER_GROUPS, TEACHER_SHAPES = 4, 3
@@ -141,64 +142,89 @@ class LLMBatches:
         cfg: config.Config,
         devices: int,
         mine: Sequence[int] | None = None,
+        store: ItemStore | None = None,
     ):
         """`users` int32 [n]; `cf_user_repr` float32 [n, E], the teacher's vectors of their training inputs."""
         self.dataset, self.cfg, self.devices, self.builder = dataset, cfg, devices, builder
-        self.mine = own(devices, mine)
+        self.mine, self.store = own(devices, mine), store
         self.order = EpochOrder(np.arange(len(users)), cfg.train.batch, cfg.seed)
         self.rows = per_device(self.order.batch, devices, "train.batch")
+        self.parts = parts_of(self.rows, cfg.train.parts)
         self.users, self.cf_user_repr = users, cf_user_repr
         self.targets = dataset.targets("train", users)
         self.items = builder.items(np.arange(1, dataset.catalog.size))
         self.user_lengths = builder.user_lengths(dataset.inputs("train", users))
         self.item_lengths = self.items.prefix_len, self.items.live_lengths
-        groups, rest = cfg.train.length_groups, (cfg.train.shapes, cfg.seed)
-        self.user_shapes = plan.plan_groups(*self.user_lengths, self.rows, groups, *rest)
-        candidates = self.rows * (1 + cfg.train.negatives)
-        self.item_shapes = plan.plan_groups(
-            *self.item_lengths, candidates, max(groups - 1, 1), *rest
+        rows = self.rows // self.parts
+        self.shapes = plan.plan_steps(
+            *(self.user_lengths, self.item_lengths, (rows, rows * (1 + cfg.train.negatives))),
+            *(cfg.train.length_groups, cfg.train.shapes, cfg.seed),
         )
 
     def __call__(self, step: int) -> LLMBatch:
-        """Arrays [own devices, ...]; users of a device sorted by prompt length."""
+        """Arrays [own devices, ...]."""
+        rows, item_rows, candidates = self.members(step)
+        shape = plan.choose_step(
+            self.shapes, _of(self.user_lengths, rows), _of(self.item_lengths, item_rows)
+        )
+        return parallel.stack(
+            [self._shard(rows[d], item_rows[d], candidates[d], shape) for d in self.mine]
+        )
+
+    def members(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Users and item prompts int [devices, parts, n], and candidates (item ids) int [devices, users, C] of a step."""
         rows = self.order(step).reshape(self.devices, self.rows)
-        rows = np.stack([_by_length(self.user_lengths, r) for r in rows])
+        rows = np.stack([_deal(self.user_lengths, r, self.parts) for r in rows])
         candidates = self._candidates(rows, step // self.order.steps_per_epoch)
         item_rows = candidates.reshape(self.devices, -1) - 1
-        item_rows = np.stack([_by_length(self.item_lengths, r) for r in item_rows])
-        user_shape, item_shape = self._shapes(rows, item_rows)
-        shards = []
-        for device in self.mine:
-            users, items = rows[device], item_rows[device]
-            position = np.empty(self.dataset.catalog.size, np.int32)
-            position[items + 1] = np.arange(len(items))  # any prompt of an item: they are equal
-            prompts = self.builder.users(self.dataset.inputs("train", self.users[users]))
-            shards.append(
-                LLMBatch(
-                    users=_groups(prompts, np.arange(len(users)), user_shape),
-                    items=_groups(self.items, items, item_shape),
-                    candidates=position[candidates[device]],
-                    cf_user_repr=self.cf_user_repr[users],
-                )
-            )
-        return parallel.stack(shards)
+        return (
+            rows,
+            np.stack([_deal(self.item_lengths, r, self.parts) for r in item_rows]),
+            candidates,
+        )
 
-    def _shapes(self, users: np.ndarray, items: np.ndarray) -> tuple[Any, Any]:
-        """Shapes of the users' and of the items' prompts: of one rank, so that there are as many programs as ranks.
+    def user_prompts(self, rows: np.ndarray) -> Prompts:
+        """Of training users [n]."""
+        return self.builder.users(self.dataset.inputs("train", self.users[rows]))
 
-        The cheapest rank that holds both: one that costs more need not hold what a cheaper one does.
-        """
-        last = max(len(self.user_shapes), len(self.item_shapes)) - 1
-        at = lambda shapes, rank: shapes[min(rank, len(shapes) - 1)]
-        for rank in range(last):
-            pair = at(self.user_shapes, rank), at(self.item_shapes, rank)
-            fits = _holds(pair[0], self.user_lengths, users)
-            if fits and _holds(pair[1], self.item_lengths, items):
-                return pair
-        return self.user_shapes[-1], self.item_shapes[-1]
+    def _shard(
+        self,
+        rows: np.ndarray,
+        item_rows: np.ndarray,
+        candidates: np.ndarray,
+        shape: plan.StepShape,
+    ) -> LLMBatch:
+        """Of users [parts, n], items [parts, m] and candidates [parts * n, C] of one device."""
+        position = np.empty(self.dataset.catalog.size, np.int32)
+        position[item_rows.ravel() + 1] = np.arange(item_rows.size)  # any prompt of an item: equal
+        prompts = self.user_prompts(rows.ravel())
+        own_rows = np.arange(rows.size).reshape(rows.shape)
+        parts = [
+            self._part(prompts, own_rows[part], item_rows[part], shape) for part in range(len(rows))
+        ]
+        return LLMBatch(
+            prompts=parallel.stack(parts),
+            candidates=position[candidates],
+            cf_user_repr=self.cf_user_repr[rows.ravel()],
+        )
+
+    def _part(
+        self, prompts: Prompts, rows: np.ndarray, item_rows: np.ndarray, shape: plan.StepShape
+    ) -> PromptBatch:
+        users = _groups(prompts, rows, shape.users)
+        items = _groups(self.items, item_rows, shape.items)
+        slots = len(rows) * self.cfg.prompts.history_len + len(item_rows)
+        live = shape.user_tokens.live + shape.item_tokens.live
+        prefix = shape.user_tokens.prefix
+        if self.store is None:
+            prefix += shape.item_tokens.prefix
+        else:
+            items = [g._replace(stored=self.store.starts(g.prompts, g.rows)) for g in items]
+        batch = layout.fill([*users, *items], slots, layout.Budget(prefix, live))
+        return batch if self.store is None else self.store.bring(batch, shape.item_tokens.prefix)
 
     def _candidates(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        """int32 [devices, n, C] of rows [devices, n]."""
+        """int32 [devices, parts * n, C] of rows [devices, parts, n]."""
         negatives = sampling.train_negatives(
             self.dataset,
             self.users[rows.reshape(-1)],
@@ -207,27 +233,45 @@ class LLMBatches:
             self.cfg.train.exclude,
             self.cfg.seed,
         )
+        rows = rows.reshape(self.devices, -1)
         return np.concatenate(
             [self.targets[rows][..., None], negatives.reshape(*rows.shape, -1)], axis=2
         )
 
 
-def _by_length(lengths: Lengths, rows: np.ndarray) -> np.ndarray:
-    prefix, live = (length[rows] for length in lengths)
-    return rows[np.lexsort((prefix, prefix + live))]
+def parts_of(users: int, parts: int) -> int:
+    """In how many passes through the LLM the users of a device go.
+
+    Raises:
+      ValueError: they do not go in equal ones.
+    """
+    if users % parts:
+        raise ValueError(
+            f"train.parts={parts} does not divide the {users} users of a device and step; use a divisor"
+        )
+    return parts
 
 
-def _holds(shape: Any, lengths: Lengths, rows: np.ndarray) -> bool:
-    """Whether every device's rows [devices, n] fit."""
-    return plan.holds(shape, *(length[rows] for length in lengths))
+def _of(lengths: Lengths, rows: np.ndarray) -> Lengths:
+    return lengths[0][rows], lengths[1][rows]
 
 
-def _groups(prompts: Prompts, rows: np.ndarray, shape: Any) -> tuple[PromptBatch, ...]:
-    groups, start = [], 0
-    for one in shape:
-        groups.append(plan.fill(prompts, rows[start : start + one[0]], one))
-        start += one[0]
-    return tuple(groups)
+def _deal(lengths: Lengths, rows: np.ndarray, parts: int) -> np.ndarray:
+    """int [parts, n]: rows dealt out so that no part has all the long ones; each sorted by length."""
+    prefix, live = _of(lengths, rows)
+    ranked = rows[np.lexsort((prefix, prefix + live))].reshape(-1, parts)
+    ranked[1::2] = ranked[1::2, ::-1]
+    return ranked.T
+
+
+def _groups(
+    prompts: Prompts, rows: np.ndarray, shapes: Sequence[layout.Shape]
+) -> list[layout.Group]:
+    ends = np.cumsum([shape.rows for shape in shapes])[:-1]
+    return [
+        layout.Group(prompts, some, shape)
+        for some, shape in zip(np.split(rows, ends), shapes, strict=True)
+    ]
 
 
 def encoding_batches(
@@ -236,23 +280,35 @@ def encoding_batches(
     devices: int,
     max_shapes: int,
     mine: Sequence[int] | None = None,
+    store: ItemStore | None = None,
 ) -> Iterator[tuple[list[np.ndarray], PromptBatch]]:
-    """All prompts once, globally sorted: (row indices of every device, batch [own devices, rows, ..])."""
-    blocks = _blocks(prompts.prefix_len, prompts.live_lengths, rows, devices, max_shapes)
-    for group, shape in blocks:
-        shards = [plan.fill(prompts, group[device], shape) for device in own(devices, mine)]
-        yield group, parallel.stack(shards)
+    """All prompts once, globally sorted: (row indices of every device, batch [own devices, ...]).
+
+    store: of items, where their prefixes are at hand.
+    """
+    planned = plan.plan_sorted if store is None else plan.plan_stored
+    blocks = planned(prompts.prefix_len, prompts.live_lengths, rows, max_shapes)
+    slots = int(prompts.slots.max(initial=0))
+
+    def shard(index: np.ndarray, shape: layout.Shape) -> PromptBatch:
+        at_hand = None if store is None else store.starts(prompts, index)
+        group = layout.Group(prompts, index, shape, at_hand)
+        batch = layout.fill([group], slots * shape.rows)
+        return batch if store is None else store.bring(batch, shape.rows * shape.prefix)
+
+    for index, shape in _dealt(blocks, devices):
+        yield index, parallel.stack([shard(index[device], shape) for device in own(devices, mine)])
 
 
-def _blocks(
-    prefix: np.ndarray, live: np.ndarray, rows: int, devices: int, max_shapes: int
-) -> Iterator[tuple[list[np.ndarray], Any]]:
+def _dealt(
+    planned: list[tuple[np.ndarray, layout.Shape]], devices: int
+) -> Iterator[tuple[list[np.ndarray], layout.Shape]]:
     """Blocks of one shape, one per device.
 
     The last rows of a block may repeat a row; writing results by row index makes that harmless.
     """
-    by_shape: dict[Any, list[np.ndarray]] = {}
-    for index, shape in plan.plan_sorted(prefix, live, rows, max_shapes):
+    by_shape: dict[layout.Shape, list[np.ndarray]] = {}
+    for index, shape in planned:
         by_shape.setdefault(shape, []).append(index)
     for shape, blocks in by_shape.items():
         blocks += [blocks[-1]] * (-len(blocks) % devices)
@@ -272,8 +328,8 @@ def window_batches(
     Yields (row indices of every device, int32 [own devices, rows, T]).
     """
     lengths = np.minimum(histories.lengths, max_len)
-    blocks = _blocks(np.zeros_like(lengths), lengths, rows, devices, max_shapes=4)
-    for group, shape in blocks:
+    blocks = plan.plan_sorted(np.zeros_like(lengths), lengths, rows, max_shapes=4)
+    for group, shape in _dealt(blocks, devices):
         width = min(shape.live, max_len)
         shards = [windows(histories, group[device], width) for device in own(devices, mine)]
         yield group, parallel.stack(shards)

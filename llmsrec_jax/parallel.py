@@ -45,6 +45,12 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "llmsrec_jax"))
 
 
+def keep_precise(dtype: Any) -> None:
+    """Where float32 is asked for, products are in float32: accelerators would round their factors."""
+    if dtype == jnp.float32:
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
 def own_devices(mesh: Mesh) -> list[int]:
     """Places of this process's devices in the mesh."""
     me = jax.process_index()

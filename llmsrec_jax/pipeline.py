@@ -5,7 +5,6 @@ one work folder, so that ablations share data, teacher and tokens.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import config, evaluate, loaders, parallel, processes, results, train
+from llmsrec_jax import config, evaluate, loaders, parallel, processes, results, stores, train
 from llmsrec_jax.checkpoint import Checkpoints, Lock, Stage, write_json
 from llmsrec_jax.data import card as cards
 from llmsrec_jax.data import sampling, shop, sources, splits, storage
@@ -28,7 +27,7 @@ from llmsrec_jax.keys import CANDIDATES, DATA, OWN_TOKENIZERS, TEACHER, TOKENS, 
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.models import llm4rec, sasrec
-from llmsrec_jax.prompts.prompts import PromptBuilder, Prompts
+from llmsrec_jax.prompts.prompts import PromptBuilder, Prompts, within
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, check_vocabulary, training_texts
 from llmsrec_jax.writer import Writer
 
@@ -234,8 +233,7 @@ class Run:
         tokenizer = Tokenizer.load(folder / "tokenizer")
         wording, catalog = self.cfg.prompts.wording, self.dataset.catalog
         items = ItemTokens.load(folder / "items", tokenizer, catalog, wording)
-        room = min(self.cfg.prompts.max_tokens, self.keys.backbone[0].max_positions)
-        prompts = dataclasses.replace(self.cfg.prompts, max_tokens=room)
+        prompts = within(self.cfg.prompts, self.keys.backbone[0].max_positions)
         return PromptBuilder(tokenizer, items, catalog, prompts)
 
     # LLM-SRec -----------------------------------------------------------------------------------------------
@@ -243,9 +241,7 @@ class Run:
     @cached_property
     def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
         (shape, folder), tokenizer = self.keys.backbone, self.builder.tokenizer
-        dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[self.cfg.llm.dtype]
-        if dtype == jnp.float32:  # accelerators would round the factors of float32 products
-            jax.config.update("jax_default_matmul_precision", "highest")
+        dtype = weights.compute_dtype(self.cfg.llm.dtype)
         if folder is None:
             self.writer.say(f"{self.cfg.llm.path}: a backbone of random weights, a toy")
             llama = weights.random(shape, BACKBONE_SEED, dtype, tokenizer.vocab_size)
@@ -256,54 +252,41 @@ class Run:
         return graphdef, parallel.replicate(state, self.mesh)
 
     @cached_property
+    def store(self) -> stores.ItemStore | None:
+        """Keys and values of item prompts' prefixes, where they are kept."""
+        items = self.builder.items(np.arange(1, self.dataset.catalog.size))
+        with self.writer.progress("item prefixes", len(items), unit="items") as bar:
+            return stores.of(self.cfg.llm, self._backbone, items, self.mesh, bar.update)
+
+    @cached_property
     def frozen(self) -> llm4rec.Frozen:
         items = jnp.asarray(self._teacher_params["item_embedding"][...])
-        return llm4rec.Frozen(self._backbone[1], parallel.replicate(items, self.mesh))
+        kept = None if self.store is None else self.store.resident
+        return llm4rec.Frozen(self._backbone[1], parallel.replicate(items, self.mesh), kept)
 
     @cached_property
     def _llm_model(self) -> tuple[nnx.GraphDef, nnx.State]:
-        table = nnx.merge(*self._backbone).table[...].astype(jnp.float32)
         key = jax.random.fold_in(jax.random.key(self.cfg.seed), LLM_KEY)
-        model = llm4rec.LLMSRec(
-            self.cfg.teacher.d,
-            table.shape[1],
-            self.cfg.head,
-            (float(table.mean()), float(table.std())),
-            nnx.Rngs(params=key),
-        )
-        return nnx.split(model)
+        backbone, rngs = nnx.merge(*self._backbone), nnx.Rngs(params=key)
+        return nnx.split(llm4rec.new(self.cfg, backbone, rngs))
 
     @cached_property
-    def _user_encoder(self):
-        model, llama, slots = self._llm_model[0], self._backbone[0], self.cfg.prompts.history_len
-        encode = lambda frozen, params, batch: llm4rec.encode_users(
-            nnx.merge(model, params), nnx.merge(llama, frozen.llama), batch, frozen.cf_items, slots
-        )
-        return parallel.encode_wrapper(encode, self.mesh)
-
-    @cached_property
-    def _item_encoder(self):
-        model, llama = self._llm_model[0], self._backbone[0]
-        encode = lambda frozen, params, batch: llm4rec.encode_items(
-            nnx.merge(model, params), nnx.merge(llama, frozen.llama), batch, frozen.cf_items
-        )
-        return parallel.encode_wrapper(encode, self.mesh)
+    def _encoders(self) -> dict[str, Any]:
+        graphs = self._llm_model[0], self._backbone[0]
+        encoder = lambda kind: parallel.encode_wrapper(llm4rec.encoder(kind, *graphs), self.mesh)
+        return {kind: encoder(kind) for kind in llm4rec.HEADS}
 
     def _llm_vectors(
         self, params: nnx.State, users: Prompts, items: Prompts, item_ids: np.ndarray, title: str
     ) -> Vectors:
         """Vectors of the prompts; rows of items that are not in `item_ids` stay 0."""
-        rows, shapes = self.cfg.evaluate.batch, self.cfg.evaluate.shapes
+        options = self.cfg.evaluate.batch, self.devices, self.cfg.evaluate.shapes, self.mine
         encoded = []
-        for prompts, encoder in ((users, self._user_encoder), (items, self._item_encoder)):
-            batches = loaders.encoding_batches(prompts, rows, self.devices, shapes, self.mine)
-            with self.writer.progress(title, len(prompts.prefix_len), unit="prompts") as bar:
-                encoded.append(
-                    evaluate.encode(
-                        *(batches, encoder, self.frozen, params),
-                        *(self.mesh, len(prompts.prefix_len), bar.update),
-                    )
-                )
+        for kind, prompts, store in (("users", users, None), ("items", items, self.store)):
+            batches = loaders.encoding_batches(prompts, *options, store)
+            with self.writer.progress(title, len(prompts), unit="prompts") as bar:
+                parts = (batches, self._encoders[kind], self.frozen, params, self.mesh)
+                encoded.append(evaluate.encode(*parts, len(prompts), bar.update))
         table = np.zeros((self.dataset.catalog.size, encoded[1].shape[1]), np.float32)
         table[item_ids] = encoded[1]
         vectors = Vectors(encoded[0], table)
@@ -320,7 +303,7 @@ class Run:
         )
         batches = loaders.LLMBatches(
             *(self.dataset, users, self.builder, cf_user_repr, self.cfg),
-            *(self.devices, self.mine),
+            *(self.devices, self.mine, self.store),
         )
         graphdef, params = self._llm_model
         per_device = partial(
@@ -481,9 +464,8 @@ def run(cfg: config.Config, workdir: Path, mode: str = "run", distributed: str =
     config.validate(cfg)
     parallel.keep_compiled()
     processes.connect(distributed)
-    if cfg.llm.dtype == "auto":
-        dtype = "fp32" if jax.default_backend() == "cpu" else "bf16"
-        cfg = config.apply(cfg, {"llm.dtype": dtype})
+    cfg = config.apply(cfg, {"llm.dtype": weights.chosen(cfg.llm.dtype)})
+    parallel.keep_precise(weights.compute_dtype(cfg.llm.dtype))
     with contextlib.ExitStack() as stack:
         with processes.led("work folder") as leads:
             if leads:

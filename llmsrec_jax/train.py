@@ -65,10 +65,7 @@ def llm_step(
         return llm4rec.loss(
             nnx.merge(model, params),
             nnx.merge(llama, frozen.llama),
-            batch,
-            frozen.cf_items,
-            cfg,
-            axis,
+            *(batch, frozen, cfg, axis),
         )
 
     grads, terms = jax.grad(share, has_aux=True)(state.params)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from llmsrec_jax import config
+from llmsrec_jax.batch import HISTORY, PromptBatch
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
@@ -18,6 +19,7 @@ from llmsrec_jax.loaders import LLMBatches
 from llmsrec_jax.models import llm4rec
 from llmsrec_jax.prompts.prompts import PromptBuilder
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, training_texts
+from llmsrec_jax.stores import ItemStore
 from tests.factories import random_dataset
 
 TINY = {  # every stage in seconds; the numbers mean nothing
@@ -81,10 +83,11 @@ class System:
         devices: int = 1,
         changes: dict[str, Any] | None = None,
         mine: Sequence[int] | None = None,
+        store: ItemStore | None = None,
     ) -> LLMBatches:
         cfg, users = config.apply(self.cfg, changes or {}), self.dataset.eligible("train")
         vectors = self.cf_users[users]
-        return LLMBatches(self.dataset, users, self.builder, vectors, cfg, devices, mine)
+        return LLMBatches(self.dataset, users, self.builder, vectors, cfg, devices, mine, store)
 
 
 def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
@@ -110,6 +113,20 @@ def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
         llm4rec.Frozen(llama_state, jnp.asarray(draw(made.catalog.size))),
         draw(len(made.user_keys)),
     )
+
+
+def rows_of(batch: PromptBatch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(token ids, kinds of the live tokens, slot items) of every prompt of one part on one device."""
+    found = []
+    for grid, before in zip(batch.live.grids, batch.prefix.grids, strict=True):
+        for row in range(len(grid.length)):
+            prefix = batch.prefix_ids[before.at[row, : before.length[row]]]
+            live = grid.at[row, : grid.length[row]]
+            slots = batch.slot[live][batch.kind[live] == HISTORY]
+            assert (batch.slot_at[slots] == live[batch.kind[live] == HISTORY]).all()
+            ids = np.concatenate([prefix, batch.ids[live]])
+            found.append((ids, batch.kind[live], batch.slot_item[slots]))
+    return found
 
 
 def relative_error(got: Any, want: Any) -> float:

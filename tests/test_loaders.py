@@ -1,15 +1,19 @@
 """Batches: a function of (seed, step), every user once an epoch, candidates at the right prompts, few shapes."""
 
+from operator import itemgetter
+
 import jax
 import numpy as np
 import pytest
 
 from llmsrec_jax import config, loaders, parallel
-from llmsrec_jax.batch import HISTORY, OUT
+from llmsrec_jax.batch import ITEM_OUT, USER_OUT
 from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.llama.kv import KV
 from llmsrec_jax.loaders import EpochOrder, LLMBatches, TeacherBatches
+from llmsrec_jax.stores import ItemStore
 from tests.factories import dataset, random_dataset
-from tests.systems import System, system
+from tests.systems import System, rows_of, system
 
 SETTINGS = {"train.batch": 6, "train.negatives": 3, "train.length_groups": 3, "train.shapes": 3}
 
@@ -93,32 +97,32 @@ def test_another_seed_gives_other_batches(made):
     assert not np.array_equal(made.batches()(0).cf_user_repr, other(0).cf_user_repr)
 
 
-def prompts_of(groups, device: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(token ids, slot items) of every row of one device's groups; live slots have id 0."""
-    found = []
-    for group in groups:
-        for row in range(group.ids.shape[1]):
-            prefix, live = group.prefix_len[device, row], group.length[device, row]
-            ids = [group.prefix_ids[device, row, :prefix], group.ids[device, row, :live]]
-            slots = group.slot_item[device, row, :live][group.kind[device, row, :live] == HISTORY]
-            assert group.kind[device, row, live - 1] == OUT
-            found.append((np.concatenate(ids), slots))
-    return found
+Rows = list[tuple[np.ndarray, np.ndarray]]
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+def prompts_of(batch, device: int) -> tuple[Rows, Rows]:
+    """(token ids, slot items) of one device's users and of its items, in order; live slots have id 0."""
+    users, items = [], []
+    for part in range(batch.prompts.ids.shape[1]):
+        one = jax.tree.map(itemgetter((device, part)), batch.prompts)
+        for ids, kind, slots in rows_of(one):
+            assert not set(kind[:-1]) & {USER_OUT, ITEM_OUT}
+            {USER_OUT: users, ITEM_OUT: items}[kind[-1]].append((ids, slots))
+    return users, items
+
+
+@pytest.mark.parametrize("devices, parts", [(1, 1), (2, 1), (1, 3)])
 @pytest.mark.parametrize("exclude", ["train", "history"])
-def test_what_is_in_a_batch(made, devices, exclude):
+def test_what_is_in_a_batch(made, devices, parts, exclude):
     """Each user with its own prompt, teacher vector, target and negatives, in prompts of those very items."""
-    batches = made.batches(devices, {"train.exclude": exclude})
+    batches = made.batches(devices, {"train.exclude": exclude, "train.parts": parts})
     data, vectors = made.dataset, made.cf_users
     titles = made.builder.items(np.arange(1, data.catalog.size))
     seen = []
     for step in range(batches.order.steps_per_epoch):
         batch = batches(step)
         for device in range(devices):
-            users = prompts_of(batch.users, device)
-            items = prompts_of(batch.items, device)
+            users, items = prompts_of(batch, device)
             assert len(users) == 6 // devices and len(items) == 4 * len(users)
             rows = [
                 int(np.flatnonzero((vectors == v).all(1))[0]) for v in batch.cf_user_repr[device]
@@ -127,7 +131,9 @@ def test_what_is_in_a_batch(made, devices, exclude):
             wanted = made.builder.users(data.inputs("train", np.array(rows)))
             targets = data.targets("train", np.array(rows))
             lengths = [len(ids) for ids, _ in users]
-            assert lengths == sorted(lengths)
+            for start in range(0, len(lengths), len(lengths) // parts):
+                of_part = lengths[start : start + len(lengths) // parts]
+                assert of_part == sorted(of_part)
             for place, row in enumerate(rows):
                 ids, slots = users[place]
                 span = slice(wanted.offsets[place], wanted.offsets[place + 1])
@@ -153,7 +159,7 @@ def choices(batch, devices: int = 1) -> dict[bytes, list[int]]:
     """{a user's teacher vector: its candidates}."""
     found = {}
     for device in range(devices):
-        items = prompts_of(batch.items, device)
+        _, items = prompts_of(batch, device)
         for vector, row in zip(batch.cf_user_repr[device], batch.candidates[device], strict=True):
             found[vector.tobytes()] = [int(items[position][1][0]) for position in row]
     return found
@@ -191,12 +197,37 @@ def test_few_shapes(made):
     assert set(shapes[20 * epoch :]) <= set(shapes[: 20 * epoch])
 
 
-def test_a_dearer_shape_need_not_hold_what_a_cheaper_one_does(made):
-    batches = made.batches()
-    users, items = batches.user_shapes[-1], batches.item_shapes[-1]
-    short = lambda shapes: tuple(shape._replace(prefix=999, live=1) for shape in shapes)
-    batches.user_shapes, batches.item_shapes = [short(users), users], [items, short(items), items]
-    assert [group.ids.shape[2] for group in batches(0).items] == [shape.live for shape in items]
+@pytest.mark.parametrize("kind", ["hbm", "host"])
+def test_items_at_hand_leave_their_prefixes_out(made, kind):
+    """Each item's grid points at its own prefix, in the store or among those that came along."""
+    prompts = made.builder.items(np.arange(1, made.dataset.catalog.size))
+    starts = np.cumsum(prompts.prefix_len) - prompts.prefix_len
+    tokens = np.concatenate(
+        [p[:n] for p, n in zip(_split(prompts), prompts.prefix_len, strict=True)]
+    )
+    kv = KV(tokens[None, :, None, None], tokens[None, :, None, None])  # a token's key is its id
+    store = ItemStore(np.concatenate([[0], starts]), kv, kind == "host")
+    plain, batches = made.batches(), made.batches(store=store)
+    for step in range(batches.order.steps_per_epoch):
+        batch = jax.tree.map(lambda x: x[0, 0], batches(step).prompts)
+        whole = [row for row in rows_of(jax.tree.map(lambda x: x[0, 0], plain(step).prompts))]
+        assert len(batch.prefix.grids) == len(batch.live.grids) - len(batch.stored)
+        found = (kv if kind == "hbm" else batch.kv).k[0, :, 0, 0]
+        assert (batch.kv is None) == (kind == "hbm")
+        wanted = iter(whole[6:])
+        for grid, tails in zip(batch.stored, batch.live.grids[-len(batch.stored) :], strict=True):
+            for at, n, live, t in zip(*grid, *tails, strict=True):
+                ids = np.concatenate([found[at[:n]], batch.ids[live[:t]]])
+                np.testing.assert_array_equal(ids, next(wanted)[0])
+
+
+def _split(prompts) -> list[np.ndarray]:
+    return np.split(prompts.ids, prompts.offsets[1:-1])
+
+
+def test_parts_must_be_equal(made):
+    with pytest.raises(ValueError, match="train.parts=4 does not divide the 6 users"):
+        made.batches(changes={"train.parts": 4})
 
 
 def test_programs_are_compiled_once_per_shape(made):
@@ -287,7 +318,7 @@ def test_processes_build_parts_of_the_same_batches(made, sequences, shares):
         assert made.builder.trimmed["prompts"] == 8  # by all of them together
         assert_same(joined(parts, shares), whole)
         shapes.add(str(jax.tree.map(np.shape, whole)))
-    assert len(shapes) > 2
+    assert len(shapes) > 1
 
 
 def test_another_number_of_processes_goes_on_at_the_same_position(made, sequences):
@@ -353,7 +384,8 @@ def test_every_prompt_is_encoded(made, devices, rows, shapes):
         sizes.add(str(jax.tree.map(np.shape, batch)))
         for device, part in enumerate(index):
             seen += part.tolist()
-            for row, (ids, slots) in zip(part, prompts_of([batch], device), strict=True):
+            one = jax.tree.map(itemgetter(device), batch)
+            for row, (ids, _, slots) in zip(part, rows_of(one), strict=True):
                 span = slice(prompts.offsets[row], prompts.offsets[row + 1])
                 np.testing.assert_array_equal(ids, prompts.ids[span])
                 assert slots.tolist() == [row + 1]
@@ -369,5 +401,5 @@ def test_a_user_with_two_training_items_is_the_shortest(made):
         *(short, short.eligible("train"), made.builder, made.cf_users[:3]),
         *(config.apply(made.cfg, {"train.batch": 3}), 1),
     )
-    slots = sorted(tuple(s.tolist()) for _, s in prompts_of(batches(0).users, 0))
+    slots = sorted(tuple(s.tolist()) for _, s in prompts_of(batches(0), 0)[0])
     assert slots == [(1,), (1,), (5, 6, 7)]

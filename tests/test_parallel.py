@@ -107,14 +107,7 @@ def test_what_is_frozen_stays_frozen(made, trained):
 @pytest.mark.parametrize("kind", ["users", "items"])
 def test_encoding(made, kind):
     """Rows come back in their places, from one device as from two."""
-    model, llama = made.model, made.llama
-
-    def encode(frozen, params, batch):
-        pair = nnx.merge(model, params), nnx.merge(llama, frozen.llama)
-        if kind == "users":
-            return llm4rec.encode_users(*pair, batch, frozen.cf_items, slots=3)
-        return llm4rec.encode_items(*pair, batch, frozen.cf_items)
-
+    encode = llm4rec.encoder(kind, made.model, made.llama)
     users = made.dataset.eligible("train")
     prompts = {
         "users": lambda: made.builder.users(made.dataset.inputs("train", users)),

@@ -274,8 +274,14 @@ def test_every_setting_is_in_a_key_or_changes_no_number():
     keyed = config.subset(config.Config(), keys.VECTORS)
     free = {name for name, _, _ in config.flatten(config.Config())} - set(keyed)
     assert free == {
-        *("llm.remat", "mesh.devices", "train.length_groups", "train.shapes", "train.chunk"),
-        *("train.save_every_s", "evaluate.batch", "evaluate.shapes", "evaluate.show_users"),
+        *("llm.remat", "mesh.devices", "train.length_groups", "train.shapes", "train.parts"),
+        *(
+            "llm.item_store",
+            "train.save_every_s",
+            "evaluate.batch",
+            "evaluate.shapes",
+            "evaluate.show_users",
+        ),
         *("evaluate.ks", "evaluate.mask_seen"),  # of the evaluation, which is always done anew
     }
 

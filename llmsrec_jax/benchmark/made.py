@@ -61,11 +61,6 @@ def shape(cfg: config.Data) -> Shape:
     return SHAPES.get(cfg.category, SHAPES["Industrial_and_Scientific"]).smaller(cfg.max_users)
 
 
-def within(cfg: config.Prompts, positions: int) -> config.Prompts:
-    """For a backbone of so many positions."""
-    return replace(cfg, max_tokens=min(cfg.max_tokens, positions))
-
-
 def draw(quantiles: Sequence[int], n: int, rng: np.random.Generator) -> np.ndarray:
     """float64 [n]: the quantile function at evenly spread places, in random order: every sample has its mean."""
     places = (np.arange(n) + rng.random(n)) / n

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llmsrec_jax import config
+from llmsrec_jax import config, parallel
 from llmsrec_jax.benchmark import made, report, stages, table9, timing
 from llmsrec_jax.benchmark.stages import Bench
 from llmsrec_jax.benchmark.system import System
@@ -58,8 +58,7 @@ def run(
     if options.vs and cfg.mesh.devices != 1 and jax.device_count() > 1:
         raise ValueError("--vs compares on one device: add --config.mesh.devices=1")
     system = System(cfg, made.shape(cfg.data))
-    if system.dtype == jnp.float32:  # accelerators would round the factors of float32 products
-        jax.config.update("jax_default_matmul_precision", "highest")
+    parallel.keep_precise(system.dtype)
     bench = Bench(system, options.repeats, say)
     results = bench.results
     results["environment"] = environment(system)

@@ -1,16 +1,17 @@
 """The engine without its savings, to measure what they save: whole prompts, padded to the longest, hidden states everywhere."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmsrec_jax.batch import LLMBatch, PromptBatch
-from llmsrec_jax.data.interactions import offsets_of
-from llmsrec_jax.llama import ops
+from llmsrec_jax.batch import Flat, LLMBatch
 from llmsrec_jax.llama.model import LAYER_WEIGHTS, Llama, shapes
-from llmsrec_jax.prompts import plan
+from llmsrec_jax.loaders import LLMBatches
+from llmsrec_jax.prompts import layout
 from llmsrec_jax.prompts.prompts import Prompts
 
 MULTIPLE = 8  # of padded lengths
@@ -20,11 +21,18 @@ class PaddedLlama(Llama):
     """Every layer at every position, layers recomputed in the backward pass: the usual way to fit a long batch."""
 
     def extend(
-        self, x_BTD: Any, length: Any, past: Any, out_BM: Any, *, remat: str = "inputs"
+        self, x_AD: Any, flat: Flat, past: Any, out: Sequence[Any], *, remat: str = "inputs"
     ) -> jax.Array:
-        every = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
-        h_BTD = super().extend(x_BTD, length, past, every, remat="inputs")
-        return ops.take(h_BTD, out_BM)
+        """Of one width for each kind of prompt, so that all positions are read grid by grid."""
+        rows = lambda grid: jnp.broadcast_to(jnp.arange(grid.at.shape[1]), grid.at.shape)
+        read, begin = [], 0
+        flattened = super()._read(x_AD, flat, past, [rows(g) for g in flat.grids], "inputs")
+        for grid, at in zip(flat.grids, out, strict=True):
+            n, width = grid.at.shape
+            h_BTD = flattened[begin : begin + n * width].reshape(n, width, -1)
+            read.append(jnp.take_along_axis(h_BTD, at[..., None], axis=1))
+            begin += n * width
+        return jnp.concatenate(read)
 
 
 def as_padded(llama: Llama) -> PaddedLlama:
@@ -35,34 +43,40 @@ def as_padded(llama: Llama) -> PaddedLlama:
     return PaddedLlama(llama.cfg, {**stacked, **rest})
 
 
-def unpack(groups: tuple[PromptBatch, ...]) -> Prompts:
-    """The prompts of all rows of groups [rows, ..] of one device, in order, without padding."""
-    rows = []
-    for group in groups:
-        for row in range(len(group.length)):
-            prefix, live = group.prefix_len[row], group.length[row]
-            none = np.zeros(prefix, np.int32)
-            rows.append(
-                (
-                    np.concatenate([group.prefix_ids[row, :prefix], group.ids[row, :live]]),
-                    np.concatenate([none.astype(np.int8), group.kind[row, :live]]),
-                    np.concatenate([none, group.slot_item[row, :live]]),
-                )
-            )
-    ids, kind, slot_item = (np.concatenate(part) for part in zip(*rows, strict=True))
-    lengths = np.array([len(ids) for ids, _, _ in rows])
-    nothing_constant = np.zeros(len(rows), np.int32)
-    return Prompts(ids, kind, slot_item, offsets_of(lengths), nothing_constant)
+class Whole(NamedTuple):
+    """The prompts of a training step on one device, as they are."""
+
+    users: Prompts
+    items: Prompts
+    candidates: np.ndarray  # int32 [B, C] row among `items`
+    cf_user_repr: np.ndarray  # float32 [B, E]
+
+    @classmethod
+    def of(cls, batches: LLMBatches, step: int) -> "Whole":
+        """Of all devices together: their candidates follow one another."""
+        rows, item_rows, candidates = batches.members(step)
+        position = np.empty(len(batches.items) + 1, np.int32)
+        position[item_rows.ravel() + 1] = np.arange(item_rows.size)
+        width = candidates.shape[-1]
+        return cls(
+            batches.user_prompts(rows.ravel()),
+            batches.items.take(item_rows.ravel()),
+            position[candidates].reshape(-1, width),
+            batches.cf_user_repr[rows.ravel()],
+        )
+
+    def widened(self) -> LLMBatch:
+        """As two blocks, all users and all items, each as wide as its longest; arrays [1, ..]."""
+        groups = [_block(self.users), _block(self.items)]
+        slots = int(self.users.slots.sum() + self.items.slots.sum())
+        prompts = layout.fill(groups, slots)
+        batch = LLMBatch(
+            jax.tree.map(lambda x: x[None], prompts), self.candidates, self.cf_user_repr
+        )
+        return jax.tree.map(lambda x: x[None], batch)
 
 
-def widened(batch: LLMBatch) -> LLMBatch:
-    """A training batch of one device (arrays [1, ..]) as two blocks, all users and all items, each as wide as its longest."""
-    one = jax.tree.map(lambda x: x[0], batch)
-    users, items = (_block(unpack(groups)) for groups in (one.users, one.items))
-    padded = one._replace(users=(users,), items=(items,))
-    return jax.tree.map(lambda x: x[None], padded)
-
-
-def _block(prompts: Prompts) -> PromptBatch:
+def _block(prompts: Prompts) -> layout.Group:
     width = -(-int(prompts.lengths.max()) // MULTIPLE) * MULTIPLE
-    return plan.fill(prompts, np.arange(len(prompts)), (len(prompts), 0, width))
+    whole = replace(prompts, prefix_len=np.zeros_like(prompts.prefix_len))
+    return layout.Group(whole, np.arange(len(prompts)), layout.Shape(len(prompts), 0, width))

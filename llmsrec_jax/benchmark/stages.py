@@ -17,6 +17,7 @@ import numpy as np
 
 from llmsrec_jax import loaders
 from llmsrec_jax.benchmark import timing, work
+from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.benchmark.timing import Programs, Spread
 
@@ -55,8 +56,16 @@ class Bench:
         users = system.made.dataset.eligible("train")
         limit = system.cfg.train.max_users
         users = users[:limit] if limit else users
-        rest = (system.cf_users[users], system.cfg, system.devices)
-        return loaders.LLMBatches(system.made.dataset, users, system.made.builder, *rest)
+        parts = (system.made.dataset, users, system.made.builder, system.cf_users[users])
+        return loaders.LLMBatches(*parts, system.cfg, system.devices, store=system.store)
+
+    def whole(self, step: int) -> Whole:
+        """What the batch of a step is made of."""
+        return Whole.of(self.batches, step)
+
+    @cached_property
+    def work_of_epoch(self) -> work.Work:
+        return self.epoch.total(lambda step: self.sizes.step(self.whole(step)))
 
     @cached_property
     def epoch(self) -> "Epoch":
@@ -87,9 +96,10 @@ class Epoch:
         counts = {key: n * steps / len(sample) for key, n in seen.items()}
         return cls(steps, counts, examples, sample, build)
 
-    def total(self, of_batch: Callable[[Any], work.Work]) -> work.Work:
+    def total(self, of_step: Callable[[int], work.Work]) -> work.Work:
         """Work of the whole epoch, in proportion to the sample."""
-        return work.summed(map(of_batch, self.sample)).scaled(self.steps / len(self.sample))
+        sampled = len(self.sample)
+        return work.summed(map(of_step, range(sampled))).scaled(self.steps / sampled)
 
 
 def peak(bench: Bench) -> dict[str, Any]:
@@ -116,7 +126,7 @@ def data(bench: Bench) -> dict[str, Any]:
     batches = bench.batches
     planning, epoch = time.perf_counter() - start, bench.epoch
     build = Spread.of(epoch.build)
-    users = epoch.total(bench.sizes.batch)
+    users = bench.work_of_epoch
     return {
         "planning_seconds": planning,
         "seconds": build,
@@ -133,9 +143,7 @@ def data(bench: Bench) -> dict[str, Any]:
 
 def _padded(epoch: Epoch) -> float:
     """Token places of an epoch's static shapes."""
-    places = lambda batch: sum(
-        group.prefix_ids.size + group.ids.size for group in (*batch.users, *batch.items)
-    )
+    places = lambda batch: batch.prompts.prefix_ids.size + batch.prompts.ids.size
     return sum(n * places(epoch.examples[key]) for key, n in epoch.counts.items())
 
 
@@ -181,8 +189,7 @@ def train(bench: Bench) -> dict[str, Any]:
     """LLM-SRec's training step, forward, backward and Adam, over an epoch's mix of shapes."""
     system = bench.system
     stepper = Stepper(system.step(), system.frozen, system.state(), system.put)
-    total = bench.epoch.total(bench.sizes.batch)
-    return _epoch_stage(bench, stepper, bench.epoch, total)
+    return _epoch_stage(bench, stepper, bench.epoch, bench.work_of_epoch)
 
 
 def teacher_parts(bench: Bench) -> tuple[loaders.TeacherBatches, Epoch, Stepper]:
@@ -197,7 +204,8 @@ def teacher_parts(bench: Bench) -> tuple[loaders.TeacherBatches, Epoch, Stepper]
 def teacher(bench: Bench) -> dict[str, Any]:
     """SASRec's training step, over an epoch's mix of shapes; building its batches apart."""
     _, epoch, stepper = teacher_parts(bench)
-    total = epoch.total(lambda batch: work.windows(bench.system.cfg.teacher, batch))
+    cfg = bench.system.cfg.teacher
+    total = epoch.total(lambda step: work.windows(cfg, epoch.sample[step]))
     result = _epoch_stage(bench, stepper, epoch, total)
     loading = Spread.of(epoch.build).scaled(epoch.steps / MINUTE)
     return result | {"loading_minutes_per_epoch": loading}
@@ -226,7 +234,9 @@ class Pass:
         system, cfg = bench.system, bench.system.cfg.evaluate
         prompts, programs = prompts_of(bench, kind), Programs(system.encoder(kind))
         counts, examples = collections.Counter(), {}
-        for _, batch in loaders.encoding_batches(prompts, cfg.batch, system.devices, cfg.shapes):
+        store = system.store if kind == "items" else None
+        options = (cfg.batch, system.devices, cfg.shapes, None, store)
+        for _, batch in loaders.encoding_batches(prompts, *options):
             key = timing.shapes_of(batch)
             counts[key] += 1
             examples.setdefault(key, batch)

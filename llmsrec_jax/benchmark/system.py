@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import config, parallel, train
+from llmsrec_jax import config, parallel, stores, train
 from llmsrec_jax.benchmark import made
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.model import Llama
 from llmsrec_jax.models import llm4rec, sasrec
+from llmsrec_jax.prompts.prompts import within
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class System:
 
     @cached_property
     def dtype(self) -> Any:
-        chosen = {"fp32": jnp.float32, "bf16": jnp.bfloat16}.get(self.cfg.llm.dtype)
-        return chosen or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+        return weights.compute_dtype(self.cfg.llm.dtype)
 
     @cached_property
     def _located(self) -> tuple[llama_config.LlamaConfig, Any]:
@@ -47,7 +47,7 @@ class System:
 
     def made_as(self, shape: made.Shape) -> made.Made:
         """Data of that shape for this backbone."""
-        prompts = made.within(self.cfg.prompts, self.llama.max_positions)
+        prompts = within(self.cfg.prompts, self.llama.max_positions)
         return made.Made(shape, self.cfg.seed, self.llama.vocab, prompts)
 
     @cached_property
@@ -80,16 +80,19 @@ class System:
         return rng.standard_normal((rows, self.cfg.teacher.d), np.float32)
 
     @cached_property
+    def _llama_state(self) -> nnx.State:
+        return parallel.replicate(nnx.split(self.backbone)[1], self.mesh)
+
+    @cached_property
     def frozen(self) -> llm4rec.Frozen:
-        frozen = llm4rec.Frozen(nnx.split(self.backbone)[1], jnp.asarray(self.cf_items))
-        return parallel.replicate(frozen, self.mesh)
+        cf_items = parallel.replicate(jnp.asarray(self.cf_items), self.mesh)
+        kept = None if self.store is None else self.store.resident
+        return llm4rec.Frozen(self._llama_state, cf_items, kept)
 
     @cached_property
     def model(self) -> tuple[nnx.GraphDef, nnx.State]:
-        table = self.backbone.table[...].astype(jnp.float32)
-        moments = float(table.mean()), float(table.std())
-        heads = (self.cfg.teacher.d, self.llama.d, self.cfg.head, moments)
-        return nnx.split(llm4rec.LLMSRec(*heads, nnx.Rngs(params=self.cfg.seed)))
+        rngs = nnx.Rngs(params=self.cfg.seed)
+        return nnx.split(llm4rec.new(self.cfg, self.backbone, rngs))
 
     @cached_property
     def params(self) -> nnx.State:
@@ -110,15 +113,15 @@ class System:
 
     def encoder(self, kind: str) -> Any:
         """Of `users` or `items`, jitted."""
-        model, llama, slots = self.model[0], self.llama_graph, self.cfg.prompts.history_len
+        return parallel.encode_wrapper(
+            llm4rec.encoder(kind, self.model[0], self.llama_graph), self.mesh
+        )
 
-        def encode(frozen: llm4rec.Frozen, params: nnx.State, batch: Any) -> jax.Array:
-            parts = (nnx.merge(model, params), nnx.merge(llama, frozen.llama), batch)
-            if kind == "users":
-                return llm4rec.encode_users(*parts, frozen.cf_items, slots)
-            return llm4rec.encode_items(*parts, frozen.cf_items)
-
-        return parallel.encode_wrapper(encode, self.mesh)
+    @cached_property
+    def store(self) -> stores.ItemStore | None:
+        """Of all items of the made data, where the configuration keeps one."""
+        items = self.made.builder.items(np.arange(1, self.made.dataset.catalog.size))
+        return stores.of(self.cfg.llm, (self.llama_graph, self._llama_state), items, self.mesh)
 
     @cached_property
     def teacher(self) -> tuple[nnx.GraphDef, nnx.State]:

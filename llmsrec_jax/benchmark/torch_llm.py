@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmsrec_jax import config
-from llmsrec_jax.batch import HISTORY, OUT, LLMBatch
+from llmsrec_jax.batch import HISTORY, USER_OUT
 from llmsrec_jax.benchmark import timing
-from llmsrec_jax.benchmark.padded import unpack
+from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama.model import Llama, shapes
@@ -128,7 +128,7 @@ def _head(given: Any, act: str) -> nn.Sequential:
 
 
 class Batch(NamedTuple):
-    """A training batch of one device: whole prompts, as a data loader would hand them over."""
+    """A training batch: whole prompts, as a data loader would hand them over."""
 
     users: Prompts
     items: Prompts
@@ -136,11 +136,9 @@ class Batch(NamedTuple):
     cf_user_repr: torch.Tensor  # [B, E]
 
     @classmethod
-    def of(cls, batch: LLMBatch) -> "Batch":
-        """From one of ours (host arrays [1, ..])."""
-        one = jax.tree.map(lambda x: x[0], batch)
-        candidates, cf = tensor(one.candidates).long(), tensor(one.cf_user_repr)
-        return cls(unpack(one.users), unpack(one.items), candidates, cf)
+    def of(cls, whole: Whole) -> "Batch":
+        candidates, cf = tensor(whole.candidates).long(), tensor(whole.cf_user_repr)
+        return cls(whole.users, whole.items, candidates, cf)
 
 
 class LLMSRec(nn.Module):
@@ -199,7 +197,7 @@ class LLMSRec(nn.Module):
             projected = self.item_projector(self.cf_items[items[places]])
             for place, vector in zip(places.tolist(), projected, strict=True):
                 row[place] = vector.to(row.dtype)
-            row[torch.nonzero(kinds == OUT)[0, 0]] = out_token.to(row.dtype)
+            row[torch.nonzero(kinds >= USER_OUT)[0, 0]] = out_token.to(row.dtype)
             filled.append(row)
         return torch.stack(filled)
 
@@ -207,7 +205,7 @@ class LLMSRec(nn.Module):
         is_slot = kind == HISTORY
         projected = self.item_projector(self.cf_items[slot_item[is_slot]])
         x = x.masked_scatter(is_slot[..., None], projected.to(x.dtype))
-        return torch.where((kind == OUT)[..., None], out_token.to(x.dtype), x)
+        return torch.where((kind >= USER_OUT)[..., None], out_token.to(x.dtype), x)
 
     def users(self, prompts: Prompts) -> torch.Tensor:
         return self.user_head(self.hidden(prompts, self.user_out))

@@ -93,7 +93,7 @@ def train(bench: Bench, names: Sequence[str], steps: int) -> dict[str, Any]:
     checked = _check_losses(bench, names) if bench.system.dtype != np.float32 else None
     jobs, first = {}, {}
     for name, (prepare, run) in _trainers(bench, names).items():
-        prepared = [prepare(batch) for batch in bench.epoch.sample[:steps]]
+        prepared = [prepare(step) for step in range(min(steps, len(bench.epoch.sample)))]
         jobs[name] = lambda p=prepared, run=run: [run(batch) for batch in p]
         first[name] = jobs[name]()  # compiles what is left to compile
     if checked is None:
@@ -106,37 +106,37 @@ def train(bench: Bench, names: Sequence[str], steps: int) -> dict[str, Any]:
 def _check_losses(bench: Bench, names: Sequence[str]) -> dict[str, list[float]]:
     """Two steps in float32."""
     checked = _changed(bench, CHECKED)
-    batch, losses = checked.epoch.sample[0], {}
+    losses = {}
     with jax.default_matmul_precision("highest"):
         for name, (prepare, run) in _trainers(checked, names).items():
-            losses[name] = [run(prepare(batch)) for _ in range(2)]
+            losses[name] = [run(prepare(0)) for _ in range(2)]
     agree("losses in float32", losses)
     return losses
 
 
 def _trainers(bench: Bench, names: Sequence[str]) -> dict[str, Contestant]:
-    """{name: training steps on host batches; the loss before each}, all from the same weights."""
+    """{name: training steps, prepared by number; the loss before each}, all from the same weights."""
     system = bench.system
-    found = {OURS: _ours(system, system.llama_graph, lambda batch: batch)}
+    found = {OURS: _ours(system, system.llama_graph, bench.batches)}
     if PADDED in names:
         graph = nnx.split(padded.as_padded(system.backbone))[0]
-        found[PADDED] = _ours(system, graph, padded.widened)
+        found[PADDED] = _ours(system, graph, lambda step: bench.whole(step).widened())
     if TORCH in names:
         from llmsrec_jax.benchmark import torch_llm
 
         for name, model in torch_llm.variants(system, bench.say).items():
             trainer = torch_llm.Trainer(model, system.cfg.train)
-            found[name] = Contestant(torch_llm.Batch.of, trainer)
+            found[name] = Contestant(lambda step: torch_llm.Batch.of(bench.whole(step)), trainer)
     return found
 
 
-def _ours(system: System, llama: nnx.GraphDef, change: Callable[[Any], Any]) -> Contestant:
+def _ours(system: System, llama: nnx.GraphDef, build: Callable[[int], Any]) -> Contestant:
     stepper = Stepper(system.step(llama), system.frozen, system.state(), system.put)
 
-    def prepare(batch: Any) -> Any:
-        changed = change(batch)
-        stepper.add(changed)
-        return changed
+    def prepare(step: int) -> Any:
+        batch = build(step)
+        stepper.add(batch)
+        return batch
 
     return Contestant(prepare, lambda batch: float(stepper(batch)["loss"]))
 
@@ -176,7 +176,8 @@ def _agree_on_vectors(bench: Bench, kind: str) -> None:
     system = bench.system
     prompts = stages.prompts_of(bench, kind)
     few = prompts.take(np.arange(min(len(prompts), system.cfg.evaluate.batch)))
-    blocks = loaders.encoding_batches(few, len(few), 1, 1)
+    store = system.store if kind == "items" else None
+    blocks = loaders.encoding_batches(few, len(few), 1, 1, None, store)
     arguments = (blocks, system.encoder(kind), system.frozen, system.params, system.mesh, len(few))
     vectors = {OURS: evaluate.encode(*arguments)}
     for name, model in torch_llm.variants(system, bench.say).items():

@@ -1,13 +1,14 @@
 """What a stage has to do, counted from real lengths: rows, tokens, useful operations (llama/flops.py, and the small heads)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from llmsrec_jax import config
-from llmsrec_jax.batch import HISTORY, TOKEN, LLMBatch, PromptBatch, SequenceBatch
+from llmsrec_jax.batch import ITEM_OUT, SequenceBatch
+from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.llama import flops
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.prompts.prompts import Prompts
@@ -52,41 +53,41 @@ class Sizes:
 
     def __init__(self, cfg: config.Config, llama: LlamaConfig):
         self.llama = llama
+        self._keeps_items = cfg.llm.item_store != "recompute"
         self._slot = _head(cfg.teacher.d, llama.d, llama.d)
         self._head = _head(llama.d, cfg.head.hidden, cfg.head.dim)
 
     def prompts(
-        self, prefix: np.ndarray, live: np.ndarray, slots: float, *, training: bool
+        self,
+        prefix: np.ndarray,
+        live: np.ndarray,
+        slots: float,
+        *,
+        training: bool,
+        kept: np.ndarray | bool = False,
     ) -> Work:
-        """Of prompts with these lengths (int [n] each) and this many history slots in all."""
+        """Of prompts with these lengths (int [n] each) and this many history slots in all; `kept`: no prefix to compute."""
         llama, total = self.llama, prefix + live
         heads = (TRAINED if training else 1) * (slots * self._slot + len(live) * self._head)
-        useful = flops.prefill(llama, prefix) + flops.extend(llama, prefix, live)
+        useful = flops.prefill(llama, np.where(kept, 0, prefix))
+        useful += flops.extend(llama, prefix, live)
         if training:
             useful += flops.extend_backward(llama, prefix, live)
         whole = flops.whole(llama, total, backward=training)
         sums = float(total.sum()), float(live.sum())
         return Work(len(live), *sums, useful + heads, whole + heads)
 
-    def encoding(self, prompts: Prompts) -> Work:
-        slots = float(np.sum(prompts.kind == HISTORY))
+    def encoding(self, prompts: Prompts, *, training: bool = False) -> Work:
+        """Of whole prompts; prefixes that are kept cost nothing."""
         lengths = prompts.prefix_len.astype(np.int64), prompts.live_lengths
-        return self.prompts(*lengths, slots, training=False)
+        is_item = prompts.kind[prompts.offsets[1:] - 1] == ITEM_OUT
+        kept = is_item & self._keeps_items
+        return self.prompts(*lengths, float(prompts.slots.sum()), training=training, kept=kept)
 
-    def batch(self, batch: LLMBatch) -> Work:
+    def step(self, whole: Whole) -> Work:
         """Of a training step; `rows` are its users."""
-        users = summed(self._group(group) for group in batch.users)
-        items = summed(self._group(group) for group in batch.items)
-        both = users + items
-        return Work(users.rows, both.tokens, both.live, both.flops, both.whole)
-
-    def _group(self, group: PromptBatch) -> Work:
-        """A batch may count the end of a prefix among its live tokens: the first slot says where it really ends."""
-        flat = lambda x: np.asarray(x).reshape(-1, *np.shape(x)[2:])  # over the devices
-        kind, length = flat(group.kind), flat(group.length).astype(np.int64)
-        late = np.argmax(kind != TOKEN, axis=1)
-        prefix = flat(group.prefix_len).astype(np.int64) + late
-        return self.prompts(prefix, length - late, float(np.sum(kind == HISTORY)), training=True)
+        users, items = (self.encoding(p, training=True) for p in (whole.users, whole.items))
+        return replace(users + items, rows=users.rows)
 
 
 def windows(cfg: config.Teacher, batches: tuple[SequenceBatch, ...]) -> Work:

@@ -1,11 +1,13 @@
 """LLaMA for frozen use: a prompt is a constant prefix (`prefill`, no gradient) and a live tail (`extend`, differentiable in x).
 
-Weights are stacked over layers; layers run by `lax.scan` over the layer number. The last layer is handled apart: past it only
-the `out` positions matter, so only its keys and values are computed everywhere. Split once (`nnx.split`), merge inside `jit`.
+All tokens of a batch are on one flat axis [A, D]; only attention sees sequences, group by group (`batch.Flat`), so that padding
+costs nothing but there. Weights are stacked over layers; layers run by `lax.scan` over the layer number. The last layer is
+handled apart: past it only the `out` positions matter, so only its keys and values are computed everywhere.
+Split once (`nnx.split`), merge inside `jit`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from llmsrec_jax.llama import ops
+from llmsrec_jax.batch import Flat, Grid
+from llmsrec_jax.llama import axes, ops
 from llmsrec_jax.llama.attention import Past, attend
 from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.llama.kv import KV, Source
 
 SAVED = ("q", "k", "v", "mid", "gate", "up")  # residuals from which no weight product is recomputed
 
@@ -24,17 +28,6 @@ Weights = Mapping[str, Array]  # of one layer
 
 class Frozen(nnx.Variable):
     """Never trained, never saved."""
-
-
-class KV(NamedTuple):
-    """Rotated keys and values of a right-padded prefix, all layers."""
-
-    k: Float[Array, "layers B P K H"]
-    v: Float[Array, "layers B P K H"]
-    length: Int[Array, "B"]
-
-    def layer(self, i: int | Array) -> Past:
-        return Past(_row(self.k, i), _row(self.v, i), self.length)
 
 
 def shapes(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -66,68 +59,75 @@ class Llama(nnx.Module):
         self.layers = nnx.Dict({name: Frozen(weights[name]) for name in LAYER_WEIGHTS})
         self.norm = Frozen(weights["norm"])
 
-    def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embed(self, ids: Int[Array, "*A"]) -> Float[Array, "*A D"]:
         """Input embeddings of token ids."""
         return self.table[...][ids]
 
-    def prefill(self, ids: Int[Array, "B P"], length: Int[Array, "B"]) -> KV:
-        """Keys and values of right-padded prefixes; carries no gradient."""
-        x_BPD = self.embed(ids)
-        rope = self._rope(None, ids)
+    def prefill(self, ids: Int[Array, "A"], flat: Flat) -> KV:
+        """Keys and values of prefixes; carries no gradient."""
+        x_AD = self.embed(ids)
+        rope = ops.rope_tables(self.cfg, flat.position)
+        alone = (None,) * len(flat.grids)
 
-        def body(x_BTD: Array, i: Array) -> tuple[Array, tuple[Array, Array]]:
-            return _layer(self.cfg, self._layer(i), x_BTD, rope, length)
+        def body(x_AD: Array, i: Array) -> tuple[Array, tuple[Array, Array]]:
+            return _layer(self.cfg, self._layer(i), x_AD, rope, flat, alone)
 
         last = self.cfg.layers - 1
-        x_BPD, (k, v) = jax.lax.scan(body, x_BPD, jnp.arange(last))
-        _, k_last, v_last = _keys_values(self.cfg, self._layer(last), x_BPD, rope)
+        x_AD, (k, v) = jax.lax.scan(body, x_AD, jnp.arange(last))
+        _, k_last, v_last = _keys_values(self.cfg, self._layer(last), x_AD, rope)
         k, v = jnp.concatenate([k, k_last[None]]), jnp.concatenate([v, v_last[None]])
-        return jax.lax.stop_gradient(KV(k, v, length))
+        return jax.lax.stop_gradient(KV(k, v))
 
     def extend(
         self,
-        x_BTD: Float[Array, "B T D"],
-        length: Int[Array, "B"],
-        past: KV | None,
-        out_BM: Int[Array, "B M"],
+        x_AD: Float[Array, "A D"],
+        flat: Flat,
+        past: Sequence[Source | None],
+        out: Sequence[Int[Array, "rows M"]],
         *,
         remat: str = "names",
     ) -> Float[Array, "B M D"]:
-        """Final hidden states, float32, at tail positions `out`, of a right-padded tail that continues `past`.
+        """Final hidden states, float32, at tail positions `out` of every grid's sequences, grid after grid.
 
-        Differentiable in x. length: real tail tokens; past None = the tail is the whole prompt.
+        Differentiable in x. past: per grid, what its tails continue; None = the tail is the whole prompt.
         remat: what is kept for the backward pass: none (everything) | names (no weight product is recomputed) | inputs (of layers).
         """
-        rope = self._rope(past, x_BTD)
+        x_BD = self._read(x_AD, flat, past, out, remat)
+        return x_BD.reshape(-1, out[0].shape[1], x_BD.shape[-1])
 
-        def body(x_BTD: Array, i: Array) -> tuple[Array, None]:
-            before = None if past is None else past.layer(i)
-            return _layer(self.cfg, self._layer(i), x_BTD, rope, length, before)[0], None
+    def _read(
+        self,
+        x_AD: Array,
+        flat: Flat,
+        past: Sequence[Source | None],
+        out: Sequence[Array],
+        remat: str,
+    ) -> Array:
+        """`extend` with positions of any number per grid, one after the other: [sum of rows * M, D]."""
+        rope = ops.rope_tables(self.cfg, flat.position)
+        dtype = self.table[...].dtype
 
-        def last_layer(x_BTD: Array) -> Array:
-            i = self.cfg.layers - 1
-            before = None if past is None else past.layer(i)
-            return _layer(self.cfg, self._layer(i), x_BTD, rope, length, before, out_BM)[0]
+        def layer(x_AD: Array, i: int | Array, at: Sequence[Array] | None = None) -> Array:
+            before = [None if one is None else one[0].layer(i, one[1], dtype) for one in past]
+            return _layer(self.cfg, self._layer(i), x_AD, rope, flat, before, at)[0]
 
-        x_BTD = x_BTD.astype(self.table[...].dtype)
-        x_BTD, _ = jax.lax.scan(_remat(body, remat), x_BTD, jnp.arange(self.cfg.layers - 1))
-        x_BMD = _remat(last_layer, remat)(x_BTD)
-        return ops.rms_norm(x_BMD, self.norm[...], self.cfg.eps)
+        body = _remat(lambda x_AD, i: (layer(x_AD, i), None), remat)
+        last_layer = _remat(lambda x_AD: layer(x_AD, self.cfg.layers - 1, out), remat)
+        x_AD, _ = jax.lax.scan(body, x_AD.astype(dtype), jnp.arange(self.cfg.layers - 1))
+        return ops.rms_norm(last_layer(x_AD), self.norm[...], self.cfg.eps)
 
     def hidden(
         self, x_BTD: Float[Array, "B T D"], length: Int[Array, "B"]
     ) -> Float[Array, "B T D"]:
         """Final hidden states, float32, at all positions; those at or beyond `length` are of no meaning."""
-        every = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
-        return self.extend(x_BTD, length, None, every, remat="none")
+        B, T, D = x_BTD.shape
+        at = jnp.arange(B * T, dtype=jnp.int32).reshape(B, T)
+        flat = Flat(at.ravel() % T, None, (Grid(at, length),))
+        return self.extend(x_BTD.reshape(-1, D), flat, [None], [at % T], remat="none")
 
     def _layer(self, i: int | Array) -> Weights:
         # indexed, not scanned over: slicing off the last layer would copy all the weights in every call
         return {name: _row(self.layers[name][...], i) for name in LAYER_WEIGHTS}
-
-    def _rope(self, past: KV | None, tail: Array) -> tuple[Array, Array]:
-        start = jnp.zeros((tail.shape[0],), jnp.int32) if past is None else past.length
-        return ops.rope_tables(self.cfg, start[:, None] + jnp.arange(tail.shape[1]))
 
 
 def _row(stacked: Array, i: int | Array) -> Array:
@@ -135,38 +135,43 @@ def _row(stacked: Array, i: int | Array) -> Array:
 
 
 def _keys_values(
-    cfg: LlamaConfig, w: Weights, x_BTD: Array, rope: tuple[Array, Array]
+    cfg: LlamaConfig, w: Weights, x_AD: Array, rope: tuple[Array, Array]
 ) -> tuple[Array, Array, Array]:
-    """Normed input [B, T, D], rotated keys and values [B, T, K, H]."""
-    h_BTD = ops.rms_norm(x_BTD, w["attn_norm"], cfg.eps).astype(x_BTD.dtype)
-    k_BTKH = ops.rotate(jnp.einsum("BTD,DKH->BTKH", h_BTD, w["k"]), rope)
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, w["v"])
-    return h_BTD, checkpoint_name(k_BTKH, "k"), checkpoint_name(v_BTKH, "v")
+    """Normed input [A, D], rotated keys and values [A, K, H]."""
+    h_AD = ops.rms_norm(x_AD, w["attn_norm"], cfg.eps).astype(x_AD.dtype)
+    k_AKH = ops.rotate(jnp.einsum("AD,DKH->AKH", h_AD, w["k"]), rope)
+    v_AKH = jnp.einsum("AD,DKH->AKH", h_AD, w["v"])
+    return h_AD, checkpoint_name(k_AKH, "k"), checkpoint_name(v_AKH, "v")
 
 
 def _layer(
     cfg: LlamaConfig,
     w: Weights,
-    x_BTD: Array,
+    x_AD: Array,
     rope: tuple[Array, Array],
-    length: Array,
-    past: Past | None = None,
-    at_BM: Array | None = None,
+    flat: Flat,
+    past: Sequence[Past | None],
+    out: Sequence[Array] | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """One layer: its output (at positions `at` only, if given) and its keys and values at all positions."""
-    h_BTD, k_BTKH, v_BTKH = _keys_values(cfg, w, x_BTD, rope)
-    if at_BM is not None:
-        x_BTD, h_BTD = ops.take(x_BTD, at_BM), ops.take(h_BTD, at_BM)
-        rope = (ops.take(rope[0], at_BM), ops.take(rope[1], at_BM))
-    q_BTNH = ops.rotate(jnp.einsum("BTD,DNH->BTNH", h_BTD, w["q"]), rope)
-    q_BTNH = checkpoint_name(q_BTNH, "q")
-    a_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, length, past, at_BM)
-    mid_BTD = checkpoint_name(x_BTD + jnp.einsum("BTNH,NHD->BTD", a_BTNH, w["o"]), "mid")
-    h_BTD = ops.rms_norm(mid_BTD, w["mlp_norm"], cfg.eps).astype(x_BTD.dtype)
-    gate_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", h_BTD, w["gate"]), "gate")
-    up_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", h_BTD, w["up"]), "up")
-    down_BTD = jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, w["down"])
-    return mid_BTD + down_BTD, (k_BTKH, v_BTKH)
+    """One layer: its output (at positions `out` only, if given) and its keys and values at all tokens."""
+    h_AD, k_AKH, v_AKH = _keys_values(cfg, w, x_AD, rope)
+    if out is not None:
+        at = axes.tokens(flat, out)
+        x_AD, h_AD, cos, sin = (jnp.take(x, at, axis=0, mode="clip") for x in (x_AD, h_AD, *rope))
+        rope = cos, sin
+    q_ANH = checkpoint_name(ops.rotate(jnp.einsum("AD,DNH->ANH", h_AD, w["q"]), rope), "q")
+    q = axes.spread(q_ANH, flat) if out is None else axes.split(q_ANH, out)
+    k, v = axes.spread(k_AKH, flat), axes.spread(v_AKH, flat)
+    positions = [None] * len(q) if out is None else out
+    lengths = [grid.length for grid in flat.grids]
+    a = [attend(*each) for each in zip(q, k, v, lengths, past, positions, strict=True)]
+    a_ANH = axes.join(a) if out is not None else axes.collect(a, flat)
+    mid_AD = checkpoint_name(x_AD + jnp.einsum("ANH,NHD->AD", a_ANH, w["o"]), "mid")
+    h_AD = ops.rms_norm(mid_AD, w["mlp_norm"], cfg.eps).astype(x_AD.dtype)
+    gate_AF = checkpoint_name(jnp.einsum("AD,DF->AF", h_AD, w["gate"]), "gate")
+    up_AF = checkpoint_name(jnp.einsum("AD,DF->AF", h_AD, w["up"]), "up")
+    down_AD = jnp.einsum("AF,FD->AD", jax.nn.silu(gate_AF) * up_AF, w["down"])
+    return mid_AD + down_AD, (k_AKH, v_AKH)
 
 
 def _save_results(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -33,25 +33,19 @@ def inverse_frequencies(cfg: LlamaConfig) -> np.ndarray:
 
 
 def rope_tables(
-    cfg: LlamaConfig, positions: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+    cfg: LlamaConfig, positions: Int[Array, "*A"]
+) -> tuple[Float[Array, "*A H/2"], Float[Array, "*A H/2"]]:
     """Cosine and sine, float32."""
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(cfg)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(
-    x_BTNH: Float[Array, "B T N H"],
-    rope: tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]],
-) -> Float[Array, "B T N H"]:
+    x: Float[Array, "*A N H"],
+    rope: tuple[Float[Array, "*A H/2"], Float[Array, "*A H/2"]],
+) -> Float[Array, "*A N H"]:
     """Turns (x[i], x[i + H/2]) by the angle of pair i (half-split pairs, as in HF checkpoints)."""
-    cos, sin = (table[:, :, None, :] for table in rope)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = (table[..., None, :] for table in rope)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
-
-
-def take(x: Array, at_BM: Int[Array, "B M"]) -> Array:
-    """Rows `at` of axis 1: [B, T, ...] -> [B, M, ...]; indices are clipped to the axis."""
-    index = at_BM.reshape(at_BM.shape + (1,) * (x.ndim - 2))
-    return jnp.take_along_axis(x, index, axis=1, mode="clip")
+    return turned.astype(x.dtype)

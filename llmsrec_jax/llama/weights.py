@@ -51,6 +51,16 @@ GAINS = {"down": 0.3}
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 
+def chosen(word: str) -> str:
+    """`llm.dtype` with auto resolved: bf16 on accelerators, fp32 on CPU (D10)."""
+    return {"auto": "fp32" if jax.default_backend() == "cpu" else "bf16"}.get(word, word)
+
+
+def compute_dtype(word: str) -> Any:
+    """Of the layers, for `llm.dtype`."""
+    return {"fp32": jnp.float32, "bf16": jnp.bfloat16}[chosen(word)]
+
+
 class _Slot(NamedTuple):
     """Where a tensor of the checkpoint goes: array, row (None = the whole of it), and its shape in the checkpoint."""
 

@@ -12,7 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llmsrec_jax import config, losses
-from llmsrec_jax.batch import HISTORY, OUT, LLMBatch, PromptBatch
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, LLMBatch, PromptBatch
+from llmsrec_jax.llama import axes
+from llmsrec_jax.llama.kv import KV, Source
 from llmsrec_jax.llama.model import Llama
 from llmsrec_jax.models.heads import Head
 
@@ -37,116 +39,92 @@ class LLMSRec(nnx.Module):
         self.user_out, self.item_out = token(), token()
 
 
+def new(cfg: config.Config, llama: Llama, rngs: nnx.Rngs) -> LLMSRec:
+    """Untrained, for this backbone: Out tokens are drawn with the moments of its token table."""
+    table = llama.table[...].astype(jnp.float32)
+    moments = float(table.mean()), float(table.std())
+    return LLMSRec(cfg.teacher.d, table.shape[1], cfg.head, moments, rngs)
+
+
 class Frozen(NamedTuple):
     """What never trains and is never saved."""
 
     llama: nnx.State
     cf_items: Array  # float32 [I, E] the teacher's item embeddings
+    items: KV | None = None  # keys and values of all item prompts' prefixes, where they are kept
 
 
 def _tail(
-    llama: Llama,
-    prompts: PromptBatch,
-    cf_items_IE: Array,
-    projector: Head,
-    out_D: Array,
-    slots: int,
-) -> Float[Array, "B T D"]:
-    """Embeddings of the live tail: tokens from the table, then slots filled by position.
+    model: LLMSRec, llama: Llama, prompts: PromptBatch, cf_items_IE: Array
+) -> Float[Array, "A D"]:
+    """Embeddings of the live tails: tokens from the table, slots from the trainables."""
+    x_AD = llama.embed(prompts.ids)
+    slots_SD = model.item_projector(cf_items_IE[prompts.slot_item]).astype(x_AD.dtype)
+    slots_AD = axes.permute(slots_SD, prompts.slot, prompts.slot_at)
+    fills = {HISTORY: slots_AD, USER_OUT: model.user_out[...], ITEM_OUT: model.item_out[...]}
+    for kind, values in fills.items():
+        x_AD = jnp.where((prompts.kind == kind)[:, None], values.astype(x_AD.dtype), x_AD)
+    return x_AD
 
-    Slots are moved into place by a product with a 0/1 matrix: exact, and its gradient needs no scatter.
-    """
-    x_BTD = llama.embed(prompts.ids)
-    is_slot_BT = prompts.kind == HISTORY
-    _, position_BL = jax.lax.top_k(is_slot_BT.astype(jnp.int32), min(slots, is_slot_BT.shape[1]))
-    item_BL = jnp.take_along_axis(prompts.slot_item, position_BL, axis=1)
-    projected_BLD = projector(cf_items_IE[item_BL])
-    place_BTL = is_slot_BT[:, :, None] & (
-        position_BL[:, None, :] == jnp.arange(prompts.ids.shape[1])[None, :, None]
-    )
-    slots_BTD = jnp.einsum(
-        "BTL,BLD->BTD", place_BTL.astype(jnp.float32), projected_BLD, precision="highest"
-    )
-    x_BTD = jnp.where(is_slot_BT[..., None], slots_BTD.astype(x_BTD.dtype), x_BTD)
-    return jnp.where((prompts.kind == OUT)[..., None], out_D.astype(x_BTD.dtype), x_BTD)
+
+def _past(llama: Llama, prompts: PromptBatch, items: KV | None) -> list[Source | None]:
+    """What the tails of every grid continue."""
+    has_prefix = prompts.prefix_ids.shape[0] > 0
+    made = llama.prefill(prompts.prefix_ids, prompts.prefix) if has_prefix else None
+    sources = [(made, grid) for grid in prompts.prefix.grids]
+    stored = items if prompts.kv is None else prompts.kv
+    sources += [(stored, grid) for grid in prompts.stored]
+    return [None if kv is None or not grid.at.shape[1] else (kv, grid) for kv, grid in sources]
 
 
 def hidden(
-    llama: Llama,
-    prompts: PromptBatch,
-    cf_items_IE: Array,
-    projector: Head,
-    out_D: Array,
-    *,
-    slots: int,
-    remat: str = "none",
+    model: LLMSRec, llama: Llama, prompts: PromptBatch, frozen: Frozen, remat: str = "none"
 ) -> Float[Array, "B D"]:
     """float32 hidden state at the Out slot (after the final norm, D12); the constant prefix gets no gradient."""
-    has_prefix = prompts.prefix_ids.shape[1] > 0
-    past = llama.prefill(prompts.prefix_ids, prompts.prefix_len) if has_prefix else None
-    x_BTD = _tail(llama, prompts, cf_items_IE, projector, out_D, slots)
-    out_B1 = prompts.length[:, None] - 1
-    h_B1D = llama.extend(x_BTD, prompts.length, past, out_B1, remat=remat)
+    x_AD = _tail(model, llama, prompts, frozen.cf_items)
+    past = _past(llama, prompts, frozen.items)
+    out = [grid.length[:, None] - 1 for grid in prompts.live.grids]
+    h_B1D = llama.extend(x_AD, prompts.live, past, out, remat=remat)
     return h_B1D[:, 0].astype(jnp.float32)
 
 
-def encode_users(
-    model: LLMSRec,
-    llama: Llama,
-    prompts: PromptBatch,
-    cf_items_IE: Array,
-    slots: int,
-    remat: str = "none",
+HEADS = {"users": "user_head", "items": "item_head"}
+
+
+def encode(
+    kind: str, model: LLMSRec, llama: Llama, prompts: PromptBatch, frozen: Frozen
 ) -> Float[Array, "B R"]:
-    """f_user(h_U), not normalised (D2)."""
-    h_BD = hidden(
-        llama,
-        prompts,
-        cf_items_IE,
-        model.item_projector,
-        model.user_out[...],
-        slots=slots,
-        remat=remat,
+    """Vectors of `users`, f_user(h_U), or of `items`, f_item(h_I); not normalised (D2)."""
+    return getattr(model, HEADS[kind])(hidden(model, llama, prompts, frozen))
+
+
+def encoder(
+    kind: str, model: nnx.GraphDef, llama: nnx.GraphDef
+) -> Callable[[Frozen, nnx.State, PromptBatch], Array]:
+    """`encode` as a function of arrays alone."""
+    return lambda frozen, params, prompts: encode(
+        kind, nnx.merge(model, params), nnx.merge(llama, frozen.llama), prompts, frozen
     )
-    return model.user_head(h_BD)
 
 
-def encode_items(
-    model: LLMSRec, llama: Llama, prompts: PromptBatch, cf_items_IE: Array, remat: str = "none"
-) -> Float[Array, "B R"]:
-    """f_item(h_I), not normalised."""
-    h_BD = hidden(
-        llama, prompts, cf_items_IE, model.item_projector, model.item_out[...], slots=1, remat=remat
-    )
-    return model.item_head(h_BD)
+def part_by_part(
+    encode: Callable[[PromptBatch], Array], prompts: PromptBatch
+) -> Float[Array, "parts B D"]:
+    """`encode` of every part [parts, ...], one after the other in the backward pass too.
 
-
-def in_chunks(
-    encode: Callable[[PromptBatch], Array], prompts: PromptBatch, rows: int
-) -> Float[Array, "B R"]:
-    """`encode(prompts)`, `rows` prompts at a time (0 = all), one after the other in the backward pass too.
-
-    Only the prompts are kept in between: memory is that of one chunk, for one more forward pass. Vectors know nothing
+    Only the prompts are kept in between: memory is that of one part, for one more forward pass. Vectors know nothing
     of each other until the loss, so its gradient is that of the whole batch.
     """
-    total = prompts.ids.shape[0]
-    if not 0 < rows < total:
-        return encode(prompts)
-    whole = total - total % rows
-    cut = lambda x: x[:whole].reshape(whole // rows, rows, *x.shape[1:])
-    parts = jax.lax.map(jax.checkpoint(encode), jax.tree.map(cut, prompts))
-    done = parts.reshape(whole, -1)
-    if whole == total:
-        return done
-    rest = jax.checkpoint(encode)(jax.tree.map(lambda x: x[whole:], prompts))
-    return jnp.concatenate([done, rest])
+    if prompts.ids.shape[0] == 1:
+        return encode(jax.tree.map(lambda x: x[0], prompts))[None]
+    return jax.lax.map(jax.checkpoint(encode), prompts)
 
 
 def loss(
     model: LLMSRec,
     llama: Llama,
     batch: LLMBatch,
-    cf_items_IE: Array,
+    frozen: Frozen,
     cfg: config.Config,
     axis: str | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -156,11 +134,12 @@ def loss(
     distillation and uniformity do not depend on the number of devices. The gradient of a share, summed over the
     devices, is the gradient of the global loss.
     """
-    slots, remat, chunk = cfg.prompts.history_len, cfg.llm.remat, cfg.train.chunk
-    users = lambda group: encode_users(model, llama, group, cf_items_IE, slots, remat)
-    items = lambda group: encode_items(model, llama, group, cf_items_IE, remat)
-    user_BR = jnp.concatenate([in_chunks(users, group, chunk) for group in batch.users])
-    item_NR = jnp.concatenate([in_chunks(items, group, chunk) for group in batch.items])
+    encode = lambda part: hidden(model, llama, part, frozen, cfg.llm.remat)
+    h_PBD = part_by_part(encode, batch.prompts)
+    users = batch.candidates.shape[0] // h_PBD.shape[0]  # of each part
+    rows = lambda h_PBD: h_PBD.reshape(-1, h_PBD.shape[-1])
+    user_BR = model.user_head(rows(h_PBD[:, :users]))
+    item_NR = model.item_head(rows(h_PBD[:, users:]))
     cf_BR = model.cf_user_head(batch.cf_user_repr)
     devices = 1 if axis is None else jax.lax.axis_size(axis)
     gather = lambda x: x if axis is None else jax.lax.all_gather(x, axis, tiled=True)

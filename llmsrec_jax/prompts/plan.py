@@ -1,67 +1,135 @@
 """Few static shapes for prompts of many lengths.
 
-A shape (rows, P, T) holds a prompt when P prefix and T live tokens do. Prefix tokens beyond P are fed as live tokens,
-which changes no result (they are constant, only their work is not saved): so each shape is free to choose its P.
+Padding costs little on a grid of prompts (attention only) and much on a token axis (everything else): a training step has
+its own budget of tokens, and groups of similar length share a grid.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from llmsrec_jax.batch import PromptBatch
-from llmsrec_jax.prompts.prompts import Prompts
+from llmsrec_jax.prompts.layout import Budget, Shape
 
 _MULTIPLE = 8
 _LIVE_COST = 2  # of a live token against a prefix token: forward and backward against forward only
 _DRAWS = 400  # simulated batches
 _QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.97, 1.0)
+_STORED_TOKENS = 2048  # live ones of a block of prompts whose prefixes are at hand
 _FULL_ROWS = 512  # live tokens up to which an evaluation block keeps all its rows
+_PAIRS = 2000  # of a query and a key: what attention to them costs, in forward passes of a token
+_BUDGET_MULTIPLES = ((2048, 64), (1 << 62, 256))  # (tokens up to which, multiple)
+
+Lengths = tuple[np.ndarray, np.ndarray]  # int [..., n] prefix and live tokens
 
 
-class Shape(NamedTuple):
-    """Static sizes of one PromptBatch."""
+class StepShape(NamedTuple):
+    """Static sizes of a pass of users' and items' prompts through the LLM."""
 
-    rows: int
-    prefix: int
-    live: int
+    users: tuple[Shape, ...]
+    items: tuple[Shape, ...]
+    user_tokens: Budget
+    item_tokens: Budget
 
-
-def fill(prompts: Prompts, rows: np.ndarray, shape: tuple[int, int, int]) -> PromptBatch:
-    """Padded arrays of `rows` (int [shape.rows]) in a static shape.
-
-    Raises:
-      ValueError: another number of rows, or a prompt that does not fit.
-    """
-    count, prefix, live = shape
-    if len(rows) != count:
-        raise ValueError(f"{len(rows)} prompts for a shape of {count} rows")
-    start = prompts.offsets[rows]
-    cut = np.minimum(prompts.prefix_len[rows], prefix).astype(np.int64)
-    length = prompts.offsets[np.asarray(rows) + 1] - start - cut
-    if count and length.max() > live:
-        row = int(np.asarray(rows)[np.argmax(length)])
-        raise ValueError(
-            f"prompt {row} has {length.max()} live tokens, more than the shape's {live}"
+    @property
+    def cost(self) -> float:
+        """In forward passes of a token."""
+        tokens = sum(b.prefix + _LIVE_COST * b.live for b in (self.user_tokens, self.item_tokens))
+        pairs = sum(
+            rows * (P * P + _LIVE_COST * T * (P + T)) for rows, P, T in (*self.users, *self.items)
         )
-    prefix_index, prefix_pad = _grid(start, cut, prefix)
-    live_index, live_pad = _grid(start + cut, length, live)
-    zero = np.int32(0)
-    return PromptBatch(
-        prefix_ids=np.where(prefix_pad, zero, prompts.ids[prefix_index]),
-        prefix_len=cut.astype(np.int32),
-        ids=np.where(live_pad, zero, prompts.ids[live_index]),
-        kind=np.where(live_pad, np.int8(0), prompts.kind[live_index]),
-        slot_item=np.where(live_pad, zero, prompts.slot_item[live_index]),
-        length=length.astype(np.int32),
-    )
+        return tokens + pairs / _PAIRS
+
+    def holds(self, users: Lengths, items: Lengths) -> np.ndarray:
+        """bool [...]: which sorted passes (int [..., n] prefix and live tokens) fit."""
+        return _fits(self.users, self.user_tokens, *users) & _fits(
+            self.items, self.item_tokens, *items
+        )
 
 
-def _grid(start: np.ndarray, length: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(index [n, width] of start, start+1, ..; whether it lies beyond length, where the index is 0)."""
-    column = np.arange(width)
-    pad = column >= length[:, None]
-    return np.where(pad, 0, start[:, None] + column), pad
+def _fits(
+    shapes: Sequence[Shape], budget: Budget, prefix: np.ndarray, live: np.ndarray
+) -> np.ndarray:
+    rows, limit, width = (np.array(sizes) for sizes in zip(*shapes, strict=True))
+    over = np.maximum(prefix - np.repeat(limit, rows), 0)  # fed as live tokens
+    prefix, live = prefix - over, live + over
+    longest = np.maximum.reduceat(live, np.cumsum(rows) - rows, axis=-1)
+    within = (prefix.sum(axis=-1) <= budget.prefix) & (live.sum(axis=-1) <= budget.live)
+    return within & (longest <= width).all(axis=-1)
+
+
+def plan_steps(
+    users: Lengths,
+    items: Lengths,
+    rows: tuple[int, int],
+    groups: int,
+    max_shapes: int,
+    seed: int = 0,
+) -> list[StepShape]:
+    """Training: `rows` prompts of users and items per pass, each sorted by length and cut into groups.
+
+    Passes are simulated from the lengths (int [n] each); shapes that save most are added one by one. Cheapest first;
+    the last one holds any pass.
+    """
+    rng = np.random.default_rng(seed)
+    kinds = [
+        _Drawn(lengths, n, cuts, rng)
+        for lengths, n, cuts in zip((users, items), rows, (groups, groups - 1), strict=True)
+    ]
+    user, item = ([kind.sizes(q, b) for q in _QUANTILES for b in _QUANTILES] for kind in kinds)
+    steps = [StepShape(u[0], i[0], u[1], i[1]) for u, i in zip(user, item, strict=True)]
+    (u, u_tokens), (i, i_tokens) = (kind.largest() for kind in kinds)
+    steps = [StepShape(u, i, u_tokens, i_tokens), *dict.fromkeys(steps)]
+    holds = np.stack([step.holds(kinds[0].lengths, kinds[1].lengths) for step in steps])
+    costs = np.array([step.cost for step in steps])
+    chosen = [steps[i] for i in _worth_compiling(costs, holds, max_shapes)]
+    last = chosen.pop(0)
+    return [*sorted(chosen, key=lambda step: step.cost), last]
+
+
+class _Drawn:
+    """Simulated passes of prompts of one kind: sorted, and cut into groups."""
+
+    def __init__(self, lengths: Lengths, rows: int, groups: int, rng: np.random.Generator):
+        prefix, live = (np.asarray(x, np.int64) for x in lengths)
+        if not len(live):
+            raise ValueError("no lengths to plan shapes from")
+        drawn = rng.integers(len(live), size=(_DRAWS, rows))
+        order = np.lexsort((prefix[drawn], (prefix + live)[drawn]), axis=1)
+        drawn = np.take_along_axis(drawn, order, axis=1)
+        self.lengths = prefix[drawn], live[drawn]
+        self._most = int(prefix.max()), int(live.max())
+        bounds = _cuts(*self.lengths, min(max(groups, 1), rows))
+        self._rows, self._starts = np.diff(bounds), bounds[:-1]
+
+    def sizes(self, of_grids: float, of_tokens: float) -> tuple[tuple[Shape, ...], Budget]:
+        """That hold these shares of the passes."""
+        longest = [np.maximum.reduceat(x, self._starts, axis=1) for x in self.lengths]
+        widths = [_round_up(_quantile(x, of_grids)).tolist() for x in longest]
+        totals = [int(_quantile(x.sum(axis=1), of_tokens)) for x in self.lengths]
+        return tuple(map(Shape, self._rows.tolist(), *widths)), Budget(*map(_round_budget, totals))
+
+    def largest(self) -> tuple[tuple[Shape, ...], Budget]:
+        """That hold any pass, also one of the longest prompt again and again."""
+        widths = [int(_round_up(np.array(most))) for most in self._most]
+        rows = int(self._rows.sum())
+        budget = Budget(*(_round_budget(rows * most) for most in self._most))
+        return tuple(Shape(n, *widths) for n in self._rows.tolist()), budget
+
+
+def _quantile(x: np.ndarray, q: float) -> np.ndarray:
+    return np.quantile(x, q, axis=0, method="inverted_cdf").astype(np.int64)
+
+
+def _round_budget(tokens: int) -> int:
+    multiple = next(m for limit, m in _BUDGET_MULTIPLES if tokens <= limit)
+    return -(-tokens // multiple) * multiple
+
+
+def choose_step(shapes: Sequence[StepShape], users: Lengths, items: Lengths) -> StepShape:
+    """The cheapest that holds all of these sorted passes (int [..., n] each); the last one holds any."""
+    return next((one for one in shapes[:-1] if one.holds(users, items).all()), shapes[-1])
 
 
 def plan_groups(
@@ -159,17 +227,23 @@ def _select(
         combined = [tuple(o[min(i, len(o) - 1)] for o in options) for i in range(longest)]
     tuples = [tuple(shape for shape, _ in one) for one in combined]
     holds = np.stack([np.logical_and.reduce([h for _, h in one]) for one in combined])
+    tuples, holds = [largest, *tuples], np.concatenate([np.ones_like(holds[:1]), holds])
     costs = np.array([sum(map(_cost, one)) for one in tuples])
-    chosen = [largest]
-    paid = np.full(holds.shape[1], float(sum(map(_cost, largest))))
+    chosen = [tuples[i] for i in _worth_compiling(costs, holds, max_shapes)]
+    return sorted(dict.fromkeys(chosen), key=lambda one: sum(map(_cost, one)))
+
+
+def _worth_compiling(costs: np.ndarray, holds: np.ndarray, max_shapes: int) -> list[int]:
+    """The first one, which holds all, and those that save most in turn. costs [n], holds bool [n, simulated batches]."""
+    chosen, paid = [0], np.full(holds.shape[1], float(costs[0]))
     while len(chosen) < max_shapes:
         saved = (np.maximum(paid - costs[:, None], 0) * holds).sum(axis=1)
         best = int(np.argmax(saved))
         if saved[best] < 0.005 * paid.sum():  # not worth a compilation
             break
-        chosen.append(tuples[best])
+        chosen.append(best)
         paid = np.where(holds[best], np.minimum(paid, costs[best]), paid)
-    return sorted(dict.fromkeys(chosen), key=lambda one: sum(map(_cost, one)))
+    return chosen
 
 
 def choose(
@@ -222,10 +296,10 @@ def plan_sorted(
     shared = int(prefix.min()) // _MULTIPLE * _MULTIPLE
     need = prefix + live - shared
     order = np.argsort(-need, kind="stable")
-    widths = _widths(need, max_shapes)
+    wide = widths(need, max_shapes)
     blocks, start = [], 0
     while start < len(order):
-        width = int(widths[np.searchsorted(widths, need[order[start]])])
+        width = int(wide[np.searchsorted(wide, need[order[start]])])
         count = rows
         while count > 1 and count * width > rows * _FULL_ROWS:
             count = (count + 1) // 2
@@ -236,8 +310,27 @@ def plan_sorted(
     return blocks
 
 
-def _widths(need: np.ndarray, max_shapes: int) -> np.ndarray:
-    """At most `max_shapes` widths with the least padding (dynamic programming over the distinct rounded lengths)."""
+def plan_stored(
+    prefix_lengths: np.ndarray, live_lengths: np.ndarray, rows: int, max_shapes: int
+) -> list[tuple[np.ndarray, Shape]]:
+    """As plan_sorted, for prompts whose whole prefixes are at hand: only their tails are work, so blocks have more rows."""
+    prefix, live = np.asarray(prefix_lengths, np.int64), np.asarray(live_lengths, np.int64)
+    if not len(live):
+        return []
+    tail = int(live.max())
+    rows = max(rows, _STORED_TOKENS // tail)
+    order = np.argsort(-prefix, kind="stable")
+    wide, blocks = widths(prefix, max_shapes), []
+    for start in range(0, len(order), rows):
+        index = order[start : start + rows]
+        width = int(wide[np.searchsorted(wide, prefix[index[0]])])
+        index = np.concatenate([index, np.repeat(index[-1:], rows - len(index))])
+        blocks.append((index, Shape(rows, width, tail)))
+    return blocks
+
+
+def widths(need: np.ndarray, max_shapes: int) -> np.ndarray:
+    """int64: at most `max_shapes` widths with the least padding (dynamic programming over the distinct rounded lengths)."""
     values, counts = np.unique(_round_up(need), return_counts=True)
     total = np.concatenate([[0], np.cumsum(counts)])
     cost = (total[None, 1:] - total[:-1, None]) * values[
@@ -250,9 +343,9 @@ def _widths(need: np.ndarray, max_shapes: int) -> np.ndarray:
         extended[0] = np.inf
         steps.append(np.where(extended.min(0) < best, np.argmin(extended, axis=0), 0))
         best = np.minimum(best, extended.min(0))
-    widths, last = [len(values) - 1], len(values) - 1
+    chosen, last = [len(values) - 1], len(values) - 1
     for step in reversed(steps):
         if step[last] > 0:
             last = int(step[last]) - 1
-            widths.append(last)
-    return values[np.sort(widths)]
+            chosen.append(last)
+    return values[np.sort(chosen)]

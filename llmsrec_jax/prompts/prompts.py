@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmsrec_jax import config
-from llmsrec_jax.batch import HISTORY, OUT
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT
 from llmsrec_jax.data.interactions import Catalog, UserSequences, offsets_of, spans
 from llmsrec_jax.prompts.pieces import Pieces, Spans
 from llmsrec_jax.prompts.templates import DAY_MS, template
@@ -22,7 +22,7 @@ class Prompts:
     """n prompts, ragged. The Out slot is the last token of each."""
 
     ids: np.ndarray  # int32 [N]; 0 at slots
-    kind: np.ndarray  # int8 [N] TOKEN | HISTORY | OUT
+    kind: np.ndarray  # int8 [N] TOKEN | HISTORY | USER_OUT | ITEM_OUT
     slot_item: np.ndarray  # int32 [N] item id at HISTORY slots, else 0
     offsets: np.ndarray  # int64 [n+1]
     prefix_len: np.ndarray  # int32 [n] tokens before the first slot
@@ -40,6 +40,11 @@ class Prompts:
         """int64 [n] tokens from the first slot on."""
         return self.lengths - self.prefix_len
 
+    @property
+    def slots(self) -> np.ndarray:
+        """int64 [n] history slots."""
+        return np.add.reduceat(self.kind == HISTORY, self.offsets[:-1], dtype=np.int64)
+
     def take(self, rows: np.ndarray) -> "Prompts":
         """Prompts of `rows`, in that order."""
         rows = np.asarray(rows, np.int64)
@@ -52,6 +57,11 @@ class Prompts:
             offsets_of(lengths),
             self.prefix_len[rows],
         )
+
+
+def within(cfg: config.Prompts, positions: int) -> config.Prompts:
+    """For a backbone of so many positions."""
+    return replace(cfg, max_tokens=min(cfg.max_tokens, positions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +78,7 @@ class _Blocks:
         """int64 [n]: values [M] added up per prompt."""
         return np.bincount(self.prompt, weights=values, minlength=self.count).astype(np.int64)
 
-    def assemble(self, outro: np.ndarray) -> Prompts:
+    def assemble(self, outro: np.ndarray, kind_of_out: int) -> Prompts:
         """All prompts, each with the outro (int32 ids) and the Out slot behind its blocks."""
         text = self.heads.length + self.titles.length
         offsets = offsets_of(self.sums(text + 1) + len(outro) + 1)
@@ -79,7 +89,7 @@ class _Blocks:
             ids[spans(at, piece.length)] = piece.source[spans(piece.start, piece.length)]
         ids[out[:, None] - len(outro) + np.arange(len(outro))] = outro
         kind = np.zeros(len(ids), np.int8)
-        kind[slot], kind[out] = HISTORY, OUT
+        kind[slot], kind[out] = HISTORY, kind_of_out
         slot_item = np.zeros(len(ids), np.int32)
         slot_item[slot] = self.item
         first = np.searchsorted(self.prompt, np.arange(self.count))
@@ -131,7 +141,7 @@ class PromptBuilder:
         blocks, kept, is_cut = self._user_blocks(histories)
         lost = kept < np.minimum(histories.lengths, self._cfg.history_len)
         self._count(len(kept), lost.sum(), is_cut.sum())
-        return blocks.assemble(self._user_outro)
+        return blocks.assemble(self._user_outro, USER_OUT)
 
     def user_lengths(self, histories: UserSequences) -> tuple[np.ndarray, np.ndarray]:
         """(int64 [n], int64 [n]): prefix and live lengths of `users(histories)`, at a fraction of the work."""
@@ -156,7 +166,7 @@ class PromptBuilder:
         heads = Spans(self._item_intro, np.zeros_like(intro), intro)
         titles = Spans(self._tokens.ids, self._tokens.offsets[items], np.minimum(length, room))
         return _Blocks(len(items), np.arange(len(items)), items, heads, titles).assemble(
-            self._item_outro
+            self._item_outro, ITEM_OUT
         )
 
     def _count(self, prompts: int, lost_items: int, lost_title_tokens: int) -> None:

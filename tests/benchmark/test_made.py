@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import config
-from llmsrec_jax.batch import HISTORY, OUT
+from llmsrec_jax.batch import HISTORY, USER_OUT
 from llmsrec_jax.benchmark import made
 from llmsrec_jax.prompts.templates import TEMPLATES
 from llmsrec_jax.prompts.tokens import Tokenizer
@@ -69,7 +69,7 @@ def test_prompts_are_the_products(scientific):
     users = scientific.builder.users(inputs)
     slots = np.add.reduceat(users.kind == HISTORY, users.offsets[:-1])
     np.testing.assert_array_equal(slots, np.minimum(inputs.lengths, 10))
-    assert np.all(users.kind[users.offsets[1:] - 1] == OUT)
+    assert np.all(users.kind[users.offsets[1:] - 1] == USER_OUT)
 
 
 def test_openings_have_the_length_of_llama_3(shared):

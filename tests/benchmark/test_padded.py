@@ -1,8 +1,9 @@
 """The padded layout is the same job: same prompts, same losses step by step."""
 
+import jax
 import numpy as np
 
-from llmsrec_jax.benchmark import padded, versus
+from llmsrec_jax.benchmark import versus
 
 
 def test_same_training(bench):
@@ -13,12 +14,12 @@ def test_same_training(bench):
     assert found["times_faster"]["padded"].min > 0
 
 
-def test_one_block_as_wide_as_the_longest_without_prefix(bench):
-    batch = bench.epoch.sample[0]
-    wide = padded.widened(batch)
-    for ours, (block,) in ((batch.users, wide.users), (batch.items, wide.items)):
-        lengths = np.concatenate([(g.prefix_len + g.length)[0] for g in ours])
-        np.testing.assert_array_equal(block.length[0], lengths)
-        assert block.prefix_ids.shape[2] == 0
-        assert block.ids.shape[2] == -(-lengths.max() // 8) * 8
-    np.testing.assert_array_equal(wide.candidates, batch.candidates)
+def test_two_blocks_as_wide_as_the_longest_without_prefix(bench):
+    whole = bench.whole(0)
+    wide = jax.tree.map(lambda x: x[0, 0], whole.widened().prompts)
+    for prompts, grid in zip((whole.users, whole.items), wide.live.grids, strict=True):
+        np.testing.assert_array_equal(grid.length, prompts.lengths)
+        assert grid.at.shape[1] == -(-prompts.lengths.max() // 8) * 8
+    assert wide.prefix_ids.size == 0
+    assert wide.ids.size == sum(grid.at.size for grid in wide.live.grids)
+    np.testing.assert_array_equal(whole.candidates, bench.epoch.sample[0].candidates[0])

@@ -27,10 +27,10 @@ def test_other_weights_are_refused_before_any_time(bench, monkeypatch):
 
     honest = versus._ours
 
-    def with_other_weights(system, llama, change):
+    def with_other_weights(system, llama, build):
         is_padded = llama != system.llama_graph
         cfg = config.apply(system.cfg, {"seed": 1}) if is_padded else system.cfg
-        return honest(replace(system, cfg=cfg), llama, change)
+        return honest(replace(system, cfg=cfg), llama, build)
 
     monkeypatch.setattr(versus, "_ours", with_other_weights)
     monkeypatch.setattr(versus.timing, "rounds", no_time)

@@ -5,29 +5,35 @@ import pytest
 
 from llmsrec_jax import config
 from llmsrec_jax.batch import HISTORY, SequenceBatch
-from llmsrec_jax.benchmark import padded, work
+from llmsrec_jax.benchmark import work
 from llmsrec_jax.benchmark.timing import Spread
 from llmsrec_jax.benchmark.work import Work
 from llmsrec_jax.llama import flops
 
 
-def test_a_batch_costs_what_its_prompts_cost(bench):
-    """Whatever its shapes, which feed the ends of long prefixes as live tokens."""
-    batch, builder, sizes = bench.epoch.sample[0], bench.system.made.builder, bench.sizes
-    one = [type(group)(*(x[0] for x in group)) for group in (*batch.users, *batch.items)]
-    prompts = padded.unpack(tuple(one))
-    prefix = np.minimum.reduceat(
-        np.where(prompts.kind == HISTORY, np.arange(len(prompts.kind)), 1 << 40),
-        prompts.offsets[:-1],
-    )
-    prefix = prefix - prompts.offsets[:-1]
-    slots = float(np.sum(prompts.kind == HISTORY))
-    want = sizes.prompts(prefix, prompts.lengths - prefix, slots, training=True)
-    found = sizes.batch(batch)
+def test_a_step_costs_what_its_prompts_cost(bench):
+    whole, sizes = bench.whole(0), bench.sizes
+    wanted = []
+    for prompts in (whole.users, whole.items):
+        slots = float(np.sum(prompts.kind == HISTORY))
+        lengths = prompts.prefix_len.astype(int), prompts.lengths - prompts.prefix_len
+        wanted.append(sizes.prompts(*lengths, slots, training=True))
+    found = sizes.step(whole)
     assert found.rows == bench.system.cfg.train.batch
-    assert found.flops == pytest.approx(want.flops) and found.whole == pytest.approx(want.whole)
-    assert (found.tokens, found.live) == (want.tokens, want.live)
-    assert builder.trimmed["lost_items"] == 0
+    assert found.flops == pytest.approx(sum(w.flops for w in wanted))
+    assert (found.tokens, found.live) == tuple(
+        sum(x) for x in zip(*((w.tokens, w.live) for w in wanted), strict=True)
+    )
+
+
+def test_prefixes_at_hand_are_no_work(bench):
+    """Those of items only; the job without shortcuts costs what it did."""
+    cfg = config.apply(bench.system.cfg, {"llm.item_store": "hbm"})
+    sizes, whole = work.Sizes(cfg, bench.system.llama), bench.whole(0)
+    saved = flops.prefill(bench.system.llama, whole.items.prefix_len)
+    assert bench.sizes.step(whole).flops - sizes.step(whole).flops == pytest.approx(saved)
+    assert sizes.encoding(whole.users) == bench.sizes.encoding(whole.users)
+    assert sizes.step(whole).whole == bench.sizes.step(whole).whole
 
 
 def test_heads_by_hand(bench):

@@ -43,11 +43,28 @@ def real(x):
 
 @pytest.mark.parametrize("block", [128, 3, 1], ids=["one block", "two blocks", "four blocks"])
 @pytest.mark.parametrize("past", [None, PAST], ids=["alone", "after a prefix"])
-def test_attend_equals_the_loop(monkeypatch, past, block):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_attend_equals_the_loop(monkeypatch, past, block, platform):
+    """On a processor row by row, where there are enough queries; elsewhere all rows at once."""
     monkeypatch.setattr(attention, "MIN_BLOCK", block)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     out = attend(Q, KEYS, VALUES, LENGTH, past)
     np.testing.assert_allclose(real(out), real(by_hand(past)), atol=2e-6)
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("past", [None, PAST], ids=["alone", "after a prefix"])
+def test_both_orders_have_the_same_gradients(monkeypatch, past):
+    monkeypatch.setattr(attention, "MIN_BLOCK", 2)
+    cotangent = np.where((np.arange(T) < LENGTH[:, None])[..., None, None], draw(B, T, N, H), 0)
+    found = []
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        _, back = jax.vjp(lambda *x: attend(*x, LENGTH, past), Q, KEYS, VALUES)
+        found.append(back(cotangent))
+    for one, other in zip(*found, strict=True):
+        assert np.abs(one).max() > 0.1
+        np.testing.assert_allclose(one, other, atol=2e-6)
 
 
 @pytest.mark.parametrize("T, number", [(0, 1), (255, 1), (256, 2), (300, 2), (5000, 4)])

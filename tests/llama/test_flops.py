@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from llmsrec_jax.llama import config, flops, weights
+from tests.llama import grids
 
 SMALL = config.LlamaConfig(vocab=7, d=4, layers=3, heads=2, kv_heads=1, head_dim=2, ff=3)
 # of a token and layer: keys and values 2 * 2 * 4 * 2 = 32; queries and outputs 2 * 2 * 4 * 4 = 64, feed-forward 2 * 3 * 4 * 3 = 72
@@ -59,8 +60,8 @@ def test_xla_counts_about_the_same(backward):
 
     def last(x, state):
         llama = nnx.merge(graphdef, state)
-        past = llama.prefill(jnp.zeros((B, P), jnp.int32), jnp.full(B, P))
-        return llama.extend(x, jnp.full(B, T), past, jnp.full((B, 1), T - 1)).sum()
+        past = grids.prefill(llama, jnp.zeros((B, P), jnp.int32), jnp.full(B, P))
+        return grids.extend(llama, x, jnp.full(B, T), past, jnp.full((B, 1), T - 1)).sum()
 
     function = jax.grad(last) if backward else last
     x = jnp.ones((B, T, cfg.d))

@@ -1,4 +1,4 @@
-"""Norm, rotation and gather, against numbers worked by hand."""
+"""Norm and rotation, against numbers worked by hand."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,9 +58,3 @@ def test_rotated_products_depend_on_distance_only():
     near = (turn(q, 7) * turn(k, 3)).sum()
     far = (turn(q, 107) * turn(k, 103)).sum()
     np.testing.assert_allclose(near, far, rtol=1e-4)
-
-
-def test_take_rows_and_clips():
-    x = jnp.arange(12.0).reshape(2, 3, 2)
-    out = ops.take(x, jnp.array([[2, 0], [1, 9]]))
-    np.testing.assert_array_equal(out, [[[4, 5], [0, 1]], [[8, 9], [10, 11]]])

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from llmsrec_jax.llama import config, weights
 from llmsrec_jax.llama.model import shapes
+from tests.llama import grids
 
 CFG = config.LlamaConfig(vocab=20, d=12, layers=2, heads=4, kv_heads=2, head_dim=4, ff=70)
 
@@ -202,7 +203,8 @@ def test_random_backbone_lets_tokens_through():
     def last(state, ids):
         llama = nnx.merge(graphdef, state)
         full = jnp.full(n, T)
-        return llama.extend(llama.embed(ids), full, None, full[:, None] - 1, remat="none")[:, 0]
+        out = full[:, None] - 1
+        return grids.extend(llama, llama.embed(ids), full, None, out, "none")[:, 0]
 
     x = np.c_[last(state, ids), np.ones(n)]
     probe = np.linalg.lstsq(x[:1000], np.eye(10)[word[:1000]], rcond=None)[0]

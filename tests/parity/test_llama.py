@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from llmsrec_jax.batch import Flat
 from llmsrec_jax.llama import config, model, ops, weights
+from tests.llama import grids
 
 LIMIT = 5e-5
 
@@ -64,16 +66,16 @@ def test_logits_by_the_tied_embedding(llama, hidden, probe):
 
 def test_states_between_the_layers(llama, probe):
     *states, last = probe["hidden_states_row3"]
-    ids = jnp.asarray(probe["input_ids"][3:4, : len(last)])
-    length = jnp.array([len(last)])
-    x = llama.embed(ids)
-    close(x[0], states[0])
-    rope = ops.rope_tables(llama.cfg, jnp.arange(len(last))[None])
+    x = llama.embed(jnp.asarray(probe["input_ids"][3, : len(last)]))
+    close(x, states[0])
+    position = jnp.arange(len(last))
+    flat = Flat(position, None, (grids.grid(1, len(last), [len(last)]),))
+    rope = ops.rope_tables(llama.cfg, position)
     for i in range(llama.cfg.layers):
-        x, _ = model._layer(llama.cfg, llama._layer(i), x, rope, length)
+        x, _ = model._layer(llama.cfg, llama._layer(i), x, rope, flat, [None])
         if i + 1 < llama.cfg.layers:
-            close(x[0], states[i + 1])
-    close(ops.rms_norm(x, llama.norm[...], llama.cfg.eps)[0], last)
+            close(x, states[i + 1])
+    close(ops.rms_norm(x, llama.norm[...], llama.cfg.eps), last)
 
 
 def test_long_input(llama, hidden, probe):
@@ -91,8 +93,8 @@ def test_long_input_after_a_prefix(llama, probe):
     @jax.jit
     def run(state, prefix, tail):
         llama = nnx.merge(graphdef, state)
-        past = llama.prefill(prefix, jnp.array([S - T]))
-        return llama.extend(llama.embed(tail), jnp.array([T]), past, jnp.arange(T)[None])
+        past = grids.prefill(llama, prefix, jnp.array([S - T]))
+        return grids.extend(llama, llama.embed(tail), jnp.array([T]), past, jnp.arange(T)[None])
 
     close(run(state, ids[:, : S - T], ids[:, S - T :])[0], want)
 

@@ -19,7 +19,8 @@ from llmsrec_jax.data.interactions import Catalog, UserSequences
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.models import llm4rec
-from llmsrec_jax.prompts import plan
+from llmsrec_jax.prompts import layout
+from llmsrec_jax.prompts.layout import Shape
 from llmsrec_jax.prompts.prompts import PromptBuilder
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer
 
@@ -126,46 +127,39 @@ class World:
         )
 
     def group(self, prompts, rows=None):
-        rows = np.arange(len(prompts.prefix_len)) if rows is None else rows
-        shape = (len(rows), int(prompts.prefix_len.max()), int(prompts.live_lengths.max()))
-        return plan.fill(prompts, rows, shape)
+        rows = np.arange(len(prompts)) if rows is None else rows
+        shape = Shape(len(rows), int(prompts.prefix_len.max()), int(prompts.live_lengths.max()))
+        return layout.Group(prompts, rows, shape)
 
-    def batch(self, users, candidates, cf_user_repr) -> LLMBatch:
-        candidates = np.asarray(candidates)
+    def groups(self, users, candidates):
+        prompts = self.builder.users(self.histories(users, "train"))
+        return [self.group(prompts), self.group(self.builder.items(np.ravel(candidates)))]
+
+    def batch(self, users, candidates, cf_user_repr, shapes=None) -> LLMBatch:
+        candidates, groups = np.asarray(candidates), self.groups(users, candidates)
+        slots = len(users) * self.cfg.prompts.history_len + candidates.size
+        if shapes is not None:
+            groups = [g._replace(shape=s) for g, s in zip(groups, shapes, strict=True)]
         return LLMBatch(
-            users=(self.group(self.builder.users(self.histories(users, "train"))),),
-            items=(self.group(self.builder.items(candidates.reshape(-1))),),
+            prompts=jax.tree.map(lambda x: x[None], layout.fill(groups, slots)),
             candidates=np.arange(candidates.size, dtype=np.int32).reshape(candidates.shape),
             cf_user_repr=np.asarray(cf_user_repr),
         )
 
-    def encode_users(self, params, prompts):
-        slots = self.cfg.prompts.history_len
-        encode = jax.jit(
-            lambda p, b: llm4rec.encode_users(
-                nnx.merge(self.model, p), self._llama(), b, self.cf_items, slots
-            )
-        )
-        return self._in_blocks(lambda b: encode(params, b), prompts)
-
-    def encode_items(self, params, prompts):
-        encode = jax.jit(
-            lambda p, b: llm4rec.encode_items(
-                nnx.merge(self.model, p), self._llama(), b, self.cf_items
-            )
-        )
-        return self._in_blocks(lambda b: encode(params, b), prompts)
+    def encode(self, kind, params, prompts):
+        encode = jax.jit(llm4rec.encoder(kind, self.model, self.llama))
+        return self._in_blocks(lambda b: encode(self.frozen, params, b), prompts)
 
     def _llama(self):
         return nnx.merge(self.llama, self.frozen.llama)
 
     def _in_blocks(self, encode, prompts, rows=32):
-        n = len(prompts.prefix_len)
-        shape = (rows, int(prompts.prefix_len.max()), int(prompts.live_lengths.max()))
+        n, slots = len(prompts), int(prompts.slots.max())
         parts = []
         for start in range(0, n, rows):
             index = np.minimum(np.arange(start, start + rows), n - 1)
-            parts.append(np.asarray(encode(plan.fill(prompts, index, shape))))
+            batch = layout.fill([self.group(prompts, index)], rows * slots)
+            parts.append(np.asarray(encode(batch)))
         return np.concatenate(parts)[:n]
 
 
@@ -182,13 +176,9 @@ def head_batch(world) -> LLMBatch:
 
 def test_hidden_states_and_heads(world, head_batch):
     model, llama, heads = nnx.merge(world.model, world.params), world._llama(), world.heads
-    projector, slots = model.item_projector, world.cfg.prompts.history_len
-    user = llm4rec.hidden(
-        llama, head_batch.users[0], world.cf_items, projector, model.user_out[...], slots=slots
-    )
-    item = llm4rec.hidden(
-        llama, head_batch.items[0], world.cf_items, projector, model.item_out[...], slots=1
-    )
+    prompts = jax.tree.map(lambda x: x[0], head_batch.prompts)
+    hidden = llm4rec.hidden(model, llama, prompts, world.frozen)
+    user, item = np.split(hidden, [len(heads["user"])])
     close(user, heads["user_hidden"], 5e-5, "user_hidden")
     close(item, heads["item_hidden"], 5e-5, "item_hidden")
     close(model.user_head(user), heads["user_out"], 5e-5, "user_out")
@@ -201,7 +191,7 @@ def test_loss_terms_and_gradients(world, head_batch):
 
     def total(params):
         return llm4rec.loss(
-            *(nnx.merge(world.model, params), world._llama(), head_batch, world.cf_items, world.cfg)
+            *(nnx.merge(world.model, params), world._llama(), head_batch, world.frozen, world.cfg)
         )
 
     (loss, terms), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(world.params)
@@ -230,17 +220,16 @@ def test_training_trace(world, oracle):
     step = jax.jit(partial(train.llm_step, model=world.model, llama=world.llama, cfg=world.cfg))
     assert trace["betas"] == [0.9, world.cfg.train.b2] and trace["eps"] == 1e-8
     state = train.init_state(world.params, trace["lr"], world.cfg.train.b2)
-    shapes = {"users": (0, 0), "items": (0, 0)}
-    batches = []
+    needed = [
+        [group.shape for group in world.groups(recorded["users"], recorded["candidates"])]
+        for recorded in trace["steps"]
+    ]
+    # all steps in one compiled shape
+    shapes = [Shape(*np.max(each, axis=0).tolist()) for each in zip(*needed, strict=True)]
     for recorded in trace["steps"]:
         cf = np.stack([world.cf_of_user[u] for u in recorded["users"]])
-        batches.append(world.batch(recorded["users"], recorded["candidates"], cf))
-        for kind in shapes:
-            group = getattr(batches[-1], kind)[0]
-            widths = (group.prefix_ids.shape[1], group.ids.shape[1])
-            shapes[kind] = tuple(map(max, shapes[kind], widths))
-    for recorded, batch in zip(trace["steps"], batches, strict=True):
-        state, terms = step(world.frozen, state, _pad(batch, shapes))
+        batch = world.batch(recorded["users"], recorded["candidates"], cf, shapes)
+        state, terms = step(world.frozen, state, batch)
         for name, theirs in {
             "loss": "total_loss",
             "retrieval": "rec_loss",
@@ -260,28 +249,11 @@ def test_training_trace(world, oracle):
         assert error < 1e-3, (name, error)
 
 
-def _pad(batch: LLMBatch, shapes) -> LLMBatch:
-    """All steps in one compiled shape."""
-
-    def pad(group, prefix, live):
-        widen = lambda x, width: np.pad(x, ((0, 0), (0, width - x.shape[1])))
-        return group._replace(
-            prefix_ids=widen(group.prefix_ids, prefix),
-            ids=widen(group.ids, live),
-            kind=widen(group.kind, live),
-            slot_item=widen(group.slot_item, live),
-        )
-
-    return batch._replace(
-        users=(pad(batch.users[0], *shapes["users"]),),
-        items=(pad(batch.items[0], *shapes["items"]),),
-    )
-
-
 @pytest.fixture(scope="module")
 def final_items(world, oracle):
     params = load_params(world.params, dict(np.load(oracle / "train_final.npz")), "")
-    item_NR = world.encode_items(params, world.builder.items(np.arange(1, world.catalog.size)))
+    every = world.builder.items(np.arange(1, world.catalog.size))
+    item_NR = world.encode("items", params, every)
     return params, np.concatenate([np.zeros((1, item_NR.shape[1]), np.float32), item_NR])
 
 
@@ -291,9 +263,8 @@ def test_ranks_and_metrics(world, oracle, final_items, split):
     recorded = np.load(oracle / "eval.npz")
     get = lambda name: recorded[f"{split}_clean/{name}"]
     close(item_IR[1:], recorded["item_out_all"], 5e-5)
-    user_UR = world.encode_users(
-        params, world.builder.users(world.histories(get("user").tolist(), split))
-    )
+    users = world.builder.users(world.histories(get("user").tolist(), split))
+    user_UR = world.encode("users", params, users)
     close(user_UR, get("user_out"), 5e-5)
     above, tied = evaluate.sampled_ranking(evaluate.Vectors(user_UR, item_IR), get("cand"))
     np.testing.assert_array_equal(above, get("rank"))

@@ -70,7 +70,8 @@ def builder(request, tokenizer, catalog) -> PromptBuilder:
 
 def assert_ids(prompts: Prompts, recorded: np.ndarray, tokenizer: Tokenizer, out: str) -> None:
     """Every prompt, slots and right padding included."""
-    slots = np.array([0, tokenizer.special_id(HISTORY_SLOT), tokenizer.special_id(out)])
+    end = tokenizer.special_id(out)
+    slots = np.array([0, tokenizer.special_id(HISTORY_SLOT), end, end])
     ids = prompts.ids + slots[prompts.kind]
     width = recorded.shape[1]
     assert len(prompts) == len(recorded) and prompts.lengths.max() == width

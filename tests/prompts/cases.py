@@ -156,7 +156,8 @@ def builder(tokenizer: Tokenizer, titles: list[str] = TITLES, **settings) -> Pro
 def restored(prompts: Prompts, row: int, tokenizer: Tokenizer, out: str) -> list[int]:
     """Ids of one prompt with the slots' ids in place."""
     span = slice(prompts.offsets[row], prompts.offsets[row + 1])
-    slots = np.array([0, tokenizer.special_id(HISTORY_SLOT), tokenizer.special_id(out)])
+    end = tokenizer.special_id(out)
+    slots = np.array([0, tokenizer.special_id(HISTORY_SLOT), end, end])
     return (prompts.ids[span] + slots[prompts.kind[span]]).tolist()
 
 

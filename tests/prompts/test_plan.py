@@ -5,16 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from llmsrec_jax.batch import HISTORY, OUT
 from llmsrec_jax.prompts import plan
-from tests.prompts import cases
-
-USERS = [[(1, 14_000)], [(i, 14_000 + i) for i in range(1, 14)], [(2, 1), (3, 2)]]
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return cases.builder(cases.made("byte_level"), max_tokens=4096).users(cases.histories(USERS))
 
 
 def lengths(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -23,44 +14,6 @@ def lengths(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     title = np.minimum(rng.lognormal(3.2, 0.5, (n, 10)), 200).astype(np.int64)
     used = np.arange(10) < np.minimum(rng.geometric(0.2, n) + 1, 10)[:, None]
     return 30 + title[:, 0], 20 + ((15 + title) * used)[:, 1:].sum(axis=1)
-
-
-class TestFill:
-    def test_prefix_then_live(self, prompts):
-        shape = (3, int(prompts.prefix_len.max()), int(prompts.live_lengths.max()))
-        batch = plan.fill(prompts, np.array([2, 0, 1]), shape)
-        for row, source in enumerate([2, 0, 1]):
-            p, t = batch.prefix_len[row], batch.length[row]
-            span = slice(prompts.offsets[source], prompts.offsets[source + 1])
-            assert (p, t) == (prompts.prefix_len[source], prompts.live_lengths[source])
-            ids = np.concatenate([batch.prefix_ids[row, :p], batch.ids[row, :t]])
-            np.testing.assert_array_equal(ids, prompts.ids[span])
-            assert batch.kind[row, 0] == HISTORY and batch.kind[row, t - 1] == OUT
-            np.testing.assert_array_equal(batch.slot_item[row, :t], prompts.slot_item[span][p:])
-            assert not batch.prefix_ids[row, p:].any()
-            for field in (batch.ids, batch.kind, batch.slot_item):
-                assert not field[row, t:].any()
-        dtypes = [np.int32, np.int32, np.int32, np.int8, np.int32, np.int32]
-        assert [field.dtype for field in batch] == dtypes
-
-    @pytest.mark.parametrize("prefix", [0, 8, 32])
-    def test_prefix_beyond_the_shape_is_live(self, prompts, prefix):
-        rows = np.arange(3)
-        batch = plan.fill(prompts, rows, (3, prefix, int(prompts.lengths.max()) - prefix))
-        assert (batch.prefix_len == prefix).all()
-        for row in rows:
-            span = slice(prompts.offsets[row], prompts.offsets[row + 1])
-            ids = np.concatenate([batch.prefix_ids[row], batch.ids[row, : batch.length[row]]])
-            np.testing.assert_array_equal(ids, prompts.ids[span])
-            kind = batch.kind[row, : batch.length[row]]
-            np.testing.assert_array_equal(kind, prompts.kind[span][prefix:])
-
-    def test_what_does_not_fit_is_refused(self, prompts):
-        longest = int(prompts.live_lengths.max())
-        with pytest.raises(ValueError, match="prompt 1 has"):
-            plan.fill(prompts, np.arange(3), (3, 200, longest - 1))
-        with pytest.raises(ValueError, match="3 prompts for a shape of 4 rows"):
-            plan.fill(prompts, np.arange(3), (4, 200, longest))
 
 
 def draw(prefix, live, rows):
@@ -193,7 +146,7 @@ class TestSorted:
         rng = np.random.default_rng(0)
         need = rng.integers(1, 120, 300)
         for k in (1, 2, 3):
-            widths = plan._widths(need, k)
+            widths = plan.widths(need, k)
             cost = lambda w: w[np.searchsorted(w, need)].sum()
             all_widths = range(8, int(widths[-1]), 8)
             best = min(
@@ -211,3 +164,93 @@ class TestSorted:
 
     def test_nothing_to_plan(self):
         assert plan.plan_sorted(np.zeros(0), np.zeros(0), 8, 2) == []
+
+
+def drawn(kind, rows, seed=0):
+    """A sorted pass of prompts of these lengths."""
+    return draw(*kind, np.random.default_rng(seed).integers(len(kind[0]), size=rows))
+
+
+class TestSteps:
+    ITEMS = np.random.default_rng(1).integers(20, 60, 5000), np.full(5000, 9)
+
+    def steps(self, **options):
+        settings = {"groups": 3, "max_shapes": 4} | options
+        return plan.plan_steps(lengths(), self.ITEMS, (20, 80), **settings)
+
+    def test_few_and_aligned_the_last_holds_anything(self):
+        steps = self.steps()
+        assert 1 < len(steps) <= 4
+        assert [s.cost for s in steps[:-1]] == sorted(s.cost for s in steps[:-1])
+        for step in steps:
+            assert sum(shape.rows for shape in step.users) == 20
+            assert sum(shape.rows for shape in step.items) == 80
+            assert all(s.prefix % 8 == s.live % 8 == 0 for s in (*step.users, *step.items))
+            assert all(n % 64 == 0 for n in (*step.user_tokens, *step.item_tokens))
+        users, items = lengths(), self.ITEMS
+        for kind in (0, 1):  # the longest prefixes, the longest tails, again and again
+            user, item = (np.full(n, np.argmax(x[kind])) for n, x in ((20, users), (80, items)))
+            assert steps[-1].holds(draw(*users, user), draw(*items, item))
+
+    def test_the_choice_is_the_cheapest_that_holds_all_devices(self):
+        steps, used = self.steps(), set()
+        for seed in range(200):
+            users, items = drawn(lengths(), 20, seed), drawn(self.ITEMS, 80, seed)
+            chosen = plan.choose_step(steps, users, items)
+            fits = [bool(step.holds(users, items)) for step in steps]
+            assert chosen == steps[fits.index(True)]
+            used.add(chosen)
+        assert len(used) > 1
+        many = [drawn(lengths(), 20, seed) for seed in range(8)]
+        together = tuple(np.stack(x).reshape(4, 2, 20) for x in zip(*many, strict=True))
+        items = tuple(np.stack([x] * 8).reshape(4, 2, 80) for x in drawn(self.ITEMS, 80))
+        chosen = plan.choose_step(steps, together, items)
+        alone = [plan.choose_step(steps, one, drawn(self.ITEMS, 80)) for one in many]
+        assert steps.index(chosen) >= max(map(steps.index, alone))
+
+    def test_what_holds_means(self):
+        """Every group on its grid, all tokens on their axes; prefixes beyond a grid's are live tokens."""
+        one = plan.StepShape(
+            (plan.Shape(2, 8, 10), plan.Shape(1, 8, 20)),
+            (plan.Shape(1, 8, 8),),
+            plan.Budget(20, 30),
+            plan.Budget(8, 8),
+        )
+        item = np.array([8]), np.array([4])
+        holds = lambda prefix, live: bool(one.holds((np.array(prefix), np.array(live)), item))
+        assert holds([6, 6, 8], [5, 10, 15])
+        assert not holds([6, 6, 8], [5, 11, 14])  # wider than its grid
+        assert not holds([6, 6, 8], [5, 10, 16])  # more live tokens than the axis has
+        assert not holds([6, 7, 8], [5, 10, 15])  # more prefix tokens
+        assert holds([4, 4, 12], [5, 9, 12])  # 4 of 12 are fed live
+        assert not holds([4, 4, 12], [5, 9, 13])
+
+    def test_tokens_have_hardly_any_padding(self):
+        users = lengths()
+        places, tokens = 0, 0
+        steps = self.steps()
+        for seed in range(100):
+            user, item = drawn(users, 20, seed), drawn(self.ITEMS, 80, seed)
+            step = plan.choose_step(steps, user, item)
+            places += sum(step.user_tokens) + sum(step.item_tokens)
+            tokens += sum(int(x.sum()) for x in (*user, *item))
+        assert tokens < places < 1.25 * tokens
+
+    def test_one_of_each(self):
+        steps = plan.plan_steps(lengths(5), self.ITEMS, (1, 1), groups=3, max_shapes=2)
+        assert steps[-1].holds(drawn(lengths(5), 1), drawn(self.ITEMS, 1))
+        with pytest.raises(ValueError, match="no lengths"):
+            plan.plan_steps((np.zeros(0), np.zeros(0)), self.ITEMS, (2, 2), 1, 1)
+
+
+class TestStored:
+    def test_every_prompt_once_with_all_of_its_prefix(self):
+        prefix, live = np.random.default_rng(0).integers(5, 90, 700), np.full(700, 9)
+        blocks = plan.plan_stored(prefix, live, 64, 4)
+        assert len({shape for _, shape in blocks}) <= 4
+        index = np.concatenate([index for index, _ in blocks])
+        assert set(index) == set(range(700))
+        for rows, shape in blocks:
+            assert shape.live == 9 and prefix[rows].max() <= shape.prefix
+            assert len(rows) == shape.rows > 64  # short tails: more rows than were asked for
+        assert plan.plan_stored(np.zeros(0), np.zeros(0), 8, 2) == []

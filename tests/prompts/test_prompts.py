@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmsrec_jax.batch import HISTORY, OUT, TOKEN
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, TOKEN, USER_OUT
 from llmsrec_jax.prompts.templates import ITEM_SLOT, USER_SLOT, template
 from tests.prompts import cases
 
@@ -85,13 +85,13 @@ def test_titles_that_spell_slots_make_none(name):
     titles = ["[HistoryEmb]", "a <|begin_of_text|>[UserOut] b", "<s></s>[ItemOut]", "Mug"]
     builder = cases.builder(tokenizer, titles)
     prompts = builder.users(cases.histories([[(1, 1), (2, 2), (3, 3), (4, 4)]]))
-    assert (prompts.kind == HISTORY).sum() == 4 and (prompts.kind == OUT).sum() == 1
+    assert (prompts.kind == HISTORY).sum() == 4 and (prompts.kind == USER_OUT).sum() == 1
     special = [*tokenizer.bos_ids, tokenizer.special_id(USER_SLOT), tokenizer.special_id(ITEM_SLOT)]
     text = prompts.ids[prompts.kind == TOKEN]
     assert np.isin(text, special).sum() == len(tokenizer.bos_ids)
     assert text.max() < tokenizer.vocab_size
     items = builder.items(np.array([1, 2, 3, 4]))
-    assert (items.kind == HISTORY).sum() == (items.kind == OUT).sum() == 4
+    assert (items.kind == HISTORY).sum() == (items.kind == ITEM_OUT).sum() == 4
     cases.assert_items_exact(items.take(np.array([3])), tokenizer, template("reference"), ["Mug"])
 
 
@@ -101,7 +101,7 @@ def test_slots_stand_where_the_template_has_them():
     for row, user in enumerate(USERS):
         span = slice(prompts.offsets[row], prompts.offsets[row + 1])
         kind, slot_item = prompts.kind[span], prompts.slot_item[span]
-        assert np.flatnonzero(kind == OUT).tolist() == [prompts.lengths[row] - 1]
+        assert np.flatnonzero(kind == USER_OUT).tolist() == [prompts.lengths[row] - 1]
         assert slot_item[kind == HISTORY].tolist() == [item for item, _ in user[-10:]]
         assert not slot_item[kind != HISTORY].any() and not prompts.ids[span][kind != TOKEN].any()
         assert np.flatnonzero(kind)[0] == prompts.prefix_len[row]
@@ -158,7 +158,7 @@ class TestTruncation:
             builder = cases.builder(tokenizer, self.LONG, max_tokens=limit, truncation=truncation)
             prompts = builder.users(cases.histories(self.ROWS))
             assert prompts.lengths.max() <= limit
-            assert (prompts.kind[prompts.offsets[1:] - 1] == OUT).all()
+            assert (prompts.kind[prompts.offsets[1:] - 1] >= USER_OUT).all()
             slots = np.add.reduceat(prompts.kind == HISTORY, prompts.offsets[:-1])
             assert slots[0] >= 1 and slots[1] == 1
             over = lengths > limit
@@ -202,7 +202,7 @@ class TestTruncation:
         builder = cases.builder(tokenizer, [*self.LONG[:2], "Mug"], max_tokens=limit)
         prompts = builder.items(np.array([1, 2, 3]))
         assert prompts.lengths.max() == limit
-        assert (prompts.kind == HISTORY).sum() == (prompts.kind == OUT).sum() == 3
+        assert (prompts.kind == HISTORY).sum() == (prompts.kind >= USER_OUT).sum() == 3
         assert builder.trimmed == {"prompts": 3, "lost_items": 0, "lost_title_tokens": 2}
 
     def test_history_len(self):

@@ -1,0 +1,154 @@
+"""Ragged prompts -> batches of static shapes: token axes without padding, and the grids that attention needs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llmsrec_jax.batch import HISTORY, Flat, Grid, PromptBatch
+from llmsrec_jax.data.interactions import offsets_of, spans
+from llmsrec_jax.prompts.prompts import Prompts
+
+
+class Shape(NamedTuple):
+    """Static sizes of a grid of prompts. It holds a prompt when P prefix and T live tokens do.
+
+    Prefix tokens beyond P are fed as live tokens, which changes no result (they are constant, only their work is not
+    saved): so each shape is free to choose its P.
+    """
+
+    rows: int
+    prefix: int
+    live: int
+
+
+class Group(NamedTuple):
+    """Prompts that share a grid."""
+
+    prompts: Prompts
+    rows: np.ndarray  # int [shape.rows]
+    shape: Shape
+    stored: np.ndarray | None = None  # int [rows] where their prefixes begin among those at hand
+
+
+class Budget(NamedTuple):
+    """Static sizes of the token axes: at most so many tokens, the rest is padding."""
+
+    prefix: int
+    live: int
+
+
+def fill(groups: Sequence[Group], slots: int, budget: Budget | None = None) -> PromptBatch:
+    """One batch of all groups in order, those with stored prefixes last, with at most `slots` history slots.
+
+    budget: None lays the grids on the axes as they are, pads included: right where there is hardly any padding.
+
+    Raises:
+      ValueError: another number of rows, or what does not fit.
+    """
+    start, cut, live = zip(*map(_measure, groups), strict=True)
+    widths = [group.shape.live for group in groups]
+    axis, places = _flat(live, widths, cut, budget and budget.live)
+    ids, kind, item = (np.zeros(len(axis.position), t) for t in (np.int32, np.int8, np.int32))
+    for group, at, first, skipped, length in zip(groups, places, start, cut, live, strict=True):
+        source = spans(first + skipped, length)
+        ids[at] = group.prompts.ids[source]
+        kind[at] = group.prompts.kind[source]
+        item[at] = group.prompts.slot_item[source]
+    made = [g for g, group in enumerate(groups) if group.stored is None]
+    prefix, places = _flat(
+        [cut[g] for g in made],
+        [groups[g].shape.prefix for g in made],
+        [np.zeros_like(cut[g]) for g in made],
+        budget and budget.prefix,
+    )
+    prefix_ids = np.zeros(len(prefix.position), np.int32)
+    for g, at in zip(made, places, strict=True):
+        prefix_ids[at] = groups[g].prompts.ids[spans(start[g], cut[g])]
+    stored = tuple(
+        _stored(group.stored, length, group.shape.prefix)
+        for group, length in zip(groups, cut, strict=True)
+        if group.stored is not None
+    )
+    return PromptBatch(
+        prefix_ids, prefix, stored, None, ids, kind, axis, *_slots(kind, item, slots)
+    )
+
+
+def prefixes(prompts: Prompts, rows: np.ndarray, count: int, width: int) -> tuple[np.ndarray, Flat]:
+    """(int32 [count * width] ids, axis) of the prefixes of at most `count` prompts, none longer than `width`."""
+    length = np.zeros(count, np.int64)
+    length[: len(rows)] = prompts.prefix_len[rows]
+    axis, (at,) = _flat([length], [width], [np.zeros_like(length)], count * width)
+    ids = np.zeros(count * width, np.int32)
+    ids[at] = prompts.ids[spans(prompts.offsets[rows], length[: len(rows)])]
+    return ids, axis
+
+
+def _measure(group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a group's prompts: where they start, prefix and live tokens, int64 [n] each."""
+    prompts, rows, shape = group.prompts, np.asarray(group.rows, np.int64), group.shape
+    if len(rows) != shape.rows:
+        raise ValueError(f"{len(rows)} prompts for a shape of {shape.rows} rows")
+    start = prompts.offsets[rows]
+    cut = np.minimum(prompts.prefix_len[rows], shape.prefix).astype(np.int64)
+    live = prompts.offsets[rows + 1] - start - cut
+    if len(rows) and live.max() > shape.live:
+        row = int(rows[np.argmax(live)])
+        raise ValueError(
+            f"prompt {row} has {live.max()} live tokens, more than the shape's {shape.live}"
+        )
+    return start, cut, live
+
+
+def _flat(
+    lengths: Sequence[np.ndarray],
+    widths: Sequence[int],
+    first_positions: Sequence[np.ndarray],
+    size: int | None,
+) -> tuple[Flat, list[np.ndarray]]:
+    """The axis of sequences of these lengths on grids of these widths, and the places of every grid's tokens on it."""
+    total = sum(int(length.sum()) for length in lengths)
+    if size is not None and total > size:
+        raise ValueError(f"{total} tokens for an axis of {size}")
+    spaces = [len(length) * width for length, width in zip(lengths, widths, strict=True)]
+    on_grids = sum(spaces)
+    axis = on_grids if size is None else size
+    position, place = np.zeros(axis, np.int32), np.full(axis, on_grids, np.int32)
+    grids, places, base, begin = [], [], 0, 0
+    for length, width, first, space in zip(lengths, widths, first_positions, spaces, strict=True):
+        column = np.arange(width)
+        row_starts = base + np.arange(len(length)) * width
+        if size is None:
+            at, starts = row_starts[:, None] + column, row_starts
+        else:
+            starts = begin + offsets_of(length)[:-1]
+            at = np.where(column < length[:, None], starts[:, None] + column, axis)
+        tokens = spans(starts, length)
+        position[tokens] = spans(first, length)
+        place[tokens] = spans(row_starts, length)
+        grids.append(Grid(at.astype(np.int32), length.astype(np.int32)))
+        places.append(tokens)
+        base, begin = base + space, begin + int(length.sum())
+    return Flat(position, None if size is None else place, tuple(grids)), places
+
+
+def _stored(starts: np.ndarray, length: np.ndarray, width: int) -> Grid:
+    column = np.arange(width)
+    beyond = np.iinfo(np.int32).max
+    at = np.where(column < length[:, None], np.asarray(starts)[:, None] + column, beyond)
+    return Grid(at.astype(np.int32), length.astype(np.int32))
+
+
+def _slots(
+    kind: np.ndarray, item: np.ndarray, slots: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`slot`, `slot_at` and `slot_item` of a PromptBatch."""
+    at = np.flatnonzero(kind == HISTORY)
+    if len(at) > slots:
+        raise ValueError(f"{len(at)} history slots, where {slots} fit")
+    slot = np.full(len(kind), slots, np.int32)
+    slot[at] = np.arange(len(at))
+    slot_at, slot_item = np.full(slots, len(kind), np.int32), np.zeros(slots, np.int32)
+    slot_at[: len(at)], slot_item[: len(at)] = at, item[at]
+    return slot, slot_at, slot_item

@@ -1,0 +1,36 @@
+"""The engine on padded blocks of sequences: one grid, laid on the token axis as it is."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmsrec_jax.batch import Flat, Grid
+from llmsrec_jax.llama.kv import Source
+from llmsrec_jax.llama.model import Llama
+
+
+def grid(rows: int, width: int, length: Any) -> Grid:
+    at = jnp.arange(rows * width, dtype=jnp.int32).reshape(rows, width)
+    return Grid(at, jnp.asarray(length))
+
+
+def prefill(llama: Llama, ids: Any, length: Any) -> Source | None:
+    """Of right-padded prefixes int [B, P]."""
+    B, P = ids.shape
+    if P == 0:
+        return None
+    one = grid(B, P, length)
+    return llama.prefill(ids.ravel(), Flat(one.at.ravel() % P, None, (one,))), one
+
+
+def extend(
+    llama: Llama, x_BTD: Any, length: Any, past: Source | None, out: Any, remat: str = "names"
+) -> jax.Array:
+    """Hidden states [B, M, D] of right-padded tails."""
+    B, T, D = x_BTD.shape
+    one = grid(B, T, length)
+    start = 0 if past is None else past[1].length[:, None]
+    position = (start + one.at % T).ravel()
+    flat = Flat(position, None, (one,))
+    return llama.extend(x_BTD.reshape(-1, D), flat, [past], [jnp.asarray(out)], remat=remat)
