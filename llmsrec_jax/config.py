@@ -95,6 +95,8 @@ class LLM:
     revision: str = ""  # hub revision; '' = main
     tokenizer: str = ""  # folder or hub id; '' = the backbone's own; 'catalogue' = byte-level BPE trained on the titles
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators, fp32 on CPU (D10)
+    # Weights of the layers in int8, which changes the results; w8a8: and what they are multiplied with, per token
+    quant: Literal["none", "w8", "w8a8"] = "none"
     # What the backward pass recomputes (D14). names: nothing that needs a GEMM; inputs: whole layers
     remat: Literal["none", "names", "inputs"] = "names"
 
@@ -253,14 +255,9 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda v: v >= 0,
         (
             *("seed", "data.max_users", "teacher.patience", "distill.weight", "uniformity.weight"),
-            *(
-                "train.patience",
-                "train.max_users",
-                "train.chunk",
-                "train.save_every_s",
-                "evaluate.max_users",
-            ),
-            *("evaluate.validation_users", "evaluate.show_users", "mesh.devices"),
+            *("train.patience", "train.max_users", "train.chunk", "train.save_every_s"),
+            *("evaluate.max_users", "evaluate.validation_users", "evaluate.show_users"),
+            "mesh.devices",
         ),
     ),
     "at least 1": (

@@ -248,10 +248,12 @@ class Run:
             jax.config.update("jax_default_matmul_precision", "highest")
         if folder is None:
             self.writer.say(f"{self.cfg.llm.path}: a backbone of random weights, a toy")
-            llama = weights.random(shape, BACKBONE_SEED, dtype, tokenizer.vocab_size)
+            llama = weights.random(
+                shape, BACKBONE_SEED, dtype, tokenizer.vocab_size, self.cfg.llm.quant
+            )
         else:
             check_vocabulary(tokenizer, shape.vocab)
-            llama = weights.load(folder, shape, dtype)
+            llama = weights.load(folder, shape, dtype, self.cfg.llm.quant)
         graphdef, state = nnx.split(llama)
         return graphdef, parallel.replicate(state, self.mesh)
 

@@ -19,7 +19,7 @@ from llmsrec_jax.llama.config import LlamaConfig
 
 SAVED = ("q", "k", "v", "mid", "gate", "up")  # residuals from which no weight product is recomputed
 
-Weights = Mapping[str, Array]  # of one layer
+Weights = Mapping[str, Any]  # of one layer: arrays, those of products perhaps quantised
 
 
 class Frozen(nnx.Variable):
@@ -59,8 +59,9 @@ LAYER_WEIGHTS = ("attn_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "dow
 
 
 class Llama(nnx.Module):
-    def __init__(self, cfg: LlamaConfig, weights: Mapping[str, Array]):
-        """weights: one array per entry of `shapes(cfg)`, all of one dtype, in which the layers compute."""
+    def __init__(self, cfg: LlamaConfig, weights: Mapping[str, Any]):
+        """weights: one per entry of `shapes(cfg)`: arrays of one dtype, in which the layers compute; or, for the products of
+        the layers, `quant.Quantised`."""
         self.cfg = cfg
         self.table = Frozen(weights["table"])
         self.layers = nnx.Dict({name: Frozen(weights[name]) for name in LAYER_WEIGHTS})
@@ -130,8 +131,8 @@ class Llama(nnx.Module):
         return ops.rope_tables(self.cfg, start[:, None] + jnp.arange(tail.shape[1]))
 
 
-def _row(stacked: Array, i: int | Array) -> Array:
-    return jax.lax.dynamic_index_in_dim(stacked, i, keepdims=False)
+def _row(stacked: Any, i: int | Array) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), stacked)
 
 
 def _keys_values(
@@ -139,8 +140,8 @@ def _keys_values(
 ) -> tuple[Array, Array, Array]:
     """Normed input [B, T, D], rotated keys and values [B, T, K, H]."""
     h_BTD = ops.rms_norm(x_BTD, w["attn_norm"], cfg.eps).astype(x_BTD.dtype)
-    k_BTKH = ops.rotate(jnp.einsum("BTD,DKH->BTKH", h_BTD, w["k"]), rope)
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, w["v"])
+    k_BTKH = ops.rotate(ops.linear(h_BTD, w["k"]), rope)
+    v_BTKH = ops.linear(h_BTD, w["v"])
     return h_BTD, checkpoint_name(k_BTKH, "k"), checkpoint_name(v_BTKH, "v")
 
 
@@ -158,14 +159,14 @@ def _layer(
     if at_BM is not None:
         x_BTD, h_BTD = ops.take(x_BTD, at_BM), ops.take(h_BTD, at_BM)
         rope = (ops.take(rope[0], at_BM), ops.take(rope[1], at_BM))
-    q_BTNH = ops.rotate(jnp.einsum("BTD,DNH->BTNH", h_BTD, w["q"]), rope)
+    q_BTNH = ops.rotate(ops.linear(h_BTD, w["q"]), rope)
     q_BTNH = checkpoint_name(q_BTNH, "q")
     a_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, length, past, at_BM)
-    mid_BTD = checkpoint_name(x_BTD + jnp.einsum("BTNH,NHD->BTD", a_BTNH, w["o"]), "mid")
+    mid_BTD = checkpoint_name(x_BTD + ops.linear(a_BTNH, w["o"], 2), "mid")
     h_BTD = ops.rms_norm(mid_BTD, w["mlp_norm"], cfg.eps).astype(x_BTD.dtype)
-    gate_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", h_BTD, w["gate"]), "gate")
-    up_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", h_BTD, w["up"]), "up")
-    down_BTD = jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, w["down"])
+    gate_BTF = checkpoint_name(ops.linear(h_BTD, w["gate"]), "gate")
+    up_BTF = checkpoint_name(ops.linear(h_BTD, w["up"]), "up")
+    down_BTD = ops.linear(jax.nn.silu(gate_BTF) * up_BTF, w["down"])
     return mid_BTD + down_BTD, (k_BTKH, v_BTKH)
 
 
