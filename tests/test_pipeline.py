@@ -287,6 +287,24 @@ def test_more_test_users_train_nothing_again(copy, monkeypatch):
     assert users == {40, 60}
 
 
+def test_a_quantised_backbone_trains_a_model_of_its_own(copy, monkeypatch):
+    """On the same data, teacher and tokens, which are not made again."""
+    monkeypatch.setattr(sources, "load", None)
+    monkeypatch.setattr(ItemTokens, "build", None)
+    before = values(results(copy))
+    pipeline.run(tiny({"llm.quant": "w8a8"}), copy)
+    after = values(results(copy))
+    assert before.items() <= after.items()
+    assert len(list((copy / "checkpoints").iterdir())) == 2
+    ours = [r for r in results(copy) if r["model"] == "llm_srec" and r["slice"] == "all"]
+    plain, rounded = (
+        [row["value"] for row in ours if row["config_hash"] == key]
+        for key in dict.fromkeys(row["config_hash"] for row in ours)
+    )
+    assert len(plain) == len(rounded) > 0
+    assert 0 < np.abs(np.subtract(plain, rounded)).max() < 0.5
+
+
 def test_a_file_is_known_by_its_content(tmp_path):
     """Moved, its stages are found again, as with another cache; changed, none of them is used."""
     table = tmp_path / "rows.csv"
