@@ -117,7 +117,7 @@ def test_w8_is_exactly_the_dequantised_llama():
     """Hidden states and gradients, whatever the backward pass recomputes."""
     llama = quantised("w8")
     want = differentiate(cached, plain(llama), ITEMS)
-    for remat in REMATS:
+    for remat in ("names", "inputs"):
         for ours, theirs in zip(differentiate(cached, llama, ITEMS, remat), want, strict=True):
             close(ours, theirs)
 
