@@ -95,6 +95,8 @@ class LLM:
     revision: str = ""  # hub revision; '' = main
     tokenizer: str = ""  # folder or hub id; '' = the backbone's own; 'catalogue' = byte-level BPE trained on the titles
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators, fp32 on CPU (D10)
+    # Weights of the layers in int8, which changes the results; w8a8: and what they are multiplied with, per token
+    quant: Literal["none", "w8", "w8a8"] = "none"
     # What the backward pass recomputes (D14). names: nothing that needs a GEMM; inputs: whole layers
     remat: Literal["none", "names", "inputs"] = "names"
     # keys and values of item prompts' prefixes: made again and again | kept on the devices | in host memory

@@ -17,7 +17,7 @@ CANDIDATES = {  # split -> fields of its candidates
 TEACHER = (*CANDIDATES["valid"], "teacher", "evaluate.ties")
 TOKENS = (*DATA, "llm.path", "llm.revision", "llm.tokenizer", "prompts.wording")
 TRAIN = (
-    *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype"),
+    *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype", "llm.quant"),
     "llm.item_store_dtype",
     *("prompts", "head", "distill", "uniformity", "evaluate.score"),
     *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),

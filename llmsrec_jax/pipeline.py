@@ -244,10 +244,12 @@ class Run:
         dtype = weights.compute_dtype(self.cfg.llm.dtype)
         if folder is None:
             self.writer.say(f"{self.cfg.llm.path}: a backbone of random weights, a toy")
-            llama = weights.random(shape, BACKBONE_SEED, dtype, tokenizer.vocab_size)
+            llama = weights.random(
+                shape, BACKBONE_SEED, dtype, tokenizer.vocab_size, self.cfg.llm.quant
+            )
         else:
             check_vocabulary(tokenizer, shape.vocab)
-            llama = weights.load(folder, shape, dtype)
+            llama = weights.load(folder, shape, dtype, self.cfg.llm.quant)
         graphdef, state = nnx.split(llama)
         return graphdef, parallel.replicate(state, self.mesh)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from llmsrec_jax import config, keys, pipeline, train
 from llmsrec_jax.data import sources
@@ -291,6 +292,19 @@ def test_more_test_users_train_nothing_again(copy, monkeypatch):
     pipeline.run(tiny({"evaluate.max_users": 60, "evaluate.ks": (1, 10)}), copy, "evaluate")
     users = {row["users"] for row in results(copy) if row["slice"] == "all"}
     assert users == {40, 60}
+
+
+@pytest.mark.parametrize("mode", ["w8", "w8a8"])
+def test_a_quantised_backbone_has_checkpoints_of_its_own(copy, no_work, mode):
+    """And shares data, teacher and tokens."""
+    cfg = config.apply(tiny(), {"llm.dtype": "fp32", "llm.quant": mode})
+    run = pipeline.Run(cfg, copy, Writer(copy))
+    for name, of in (("tokens", keys.TOKENS), ("teacher", keys.TEACHER)):
+        assert run.stage(name, of).folder in (copy / name).iterdir()
+    for name, of in (("checkpoints", keys.TRAIN), ("vectors", keys.VECTORS)):
+        assert run.stage(name, of).folder not in (copy / name).iterdir()
+    up = nnx.merge(*run._backbone).layers["up"][...]
+    assert up.values.dtype == np.int8 and up.inputs_too == (mode == "w8a8")
 
 
 def test_a_file_is_known_by_its_content(tmp_path):

@@ -55,6 +55,10 @@ def run(
     config.validate(cfg)
     if "torch" in options.vs and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         raise ValueError("--vs=torch needs PyTorch and transformers: pip install -e '.[torch]'")
+    if options.vs and cfg.llm.quant != "none":
+        raise ValueError(
+            f"--vs compares equal results, llm.quant={cfg.llm.quant!r} has others: leave one out"
+        )
     if options.vs and cfg.mesh.devices != 1 and jax.device_count() > 1:
         raise ValueError("--vs compares on one device: add --config.mesh.devices=1")
     system = System(cfg, made.shape(cfg.data))
@@ -114,6 +118,7 @@ def environment(system: System) -> dict[str, Any]:
         "packages": versions,
         "backbone": system.cfg.llm.path,
         "dtype": jnp.dtype(system.dtype).name,
+        "quant": system.cfg.llm.quant,
         "made": asdict(system.shape),
         "compilation_cache": getattr(jax.config, "jax_compilation_cache_dir", None) or "",
     }

@@ -29,8 +29,9 @@ def plain(value: Any) -> Any:
 
 def markdown(results: Mapping[str, Any]) -> str:
     where = results["environment"]
+    quant = "" if where["quant"] == "none" else f" {where['quant']}"
     lines = [
-        f"# {where['backbone']} in {where['dtype']} on {where['devices']} x {where['device']}",
+        f"# {where['backbone']} in {where['dtype']}{quant} on {where['devices']} x {where['device']}",
         "",
         f"{where['date']}, {where['cores']} cores, Python {where['python']}, "
         + ", ".join(f"{name} {version}" for name, version in where["packages"].items())

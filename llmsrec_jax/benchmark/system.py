@@ -56,10 +56,10 @@ class System:
 
     @cached_property
     def backbone(self) -> Llama:
-        shape, folder = self._located
+        (shape, folder), mode = self._located, self.cfg.llm.quant
         if folder is None:
-            return weights.random(shape, self.cfg.seed, self.dtype)
-        return weights.load(folder, shape, self.dtype)
+            return weights.random(shape, self.cfg.seed, self.dtype, mode=mode)
+        return weights.load(folder, shape, self.dtype, mode)
 
     @cached_property
     def llama_graph(self) -> nnx.GraphDef:

@@ -23,7 +23,7 @@ from llmsrec_jax.llama.kv import KV, Source
 
 SAVED = ("q", "k", "v", "mid", "gate", "up")  # residuals from which no weight product is recomputed
 
-Weights = Mapping[str, Array]  # of one layer
+Weights = Mapping[str, Any]  # of one layer: arrays, those of products perhaps quantised
 
 
 class Frozen(nnx.Variable):
@@ -52,8 +52,9 @@ LAYER_WEIGHTS = ("attn_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "dow
 
 
 class Llama(nnx.Module):
-    def __init__(self, cfg: LlamaConfig, weights: Mapping[str, Array]):
-        """weights: one array per entry of `shapes(cfg)`, all of one dtype, in which the layers compute."""
+    def __init__(self, cfg: LlamaConfig, weights: Mapping[str, Any]):
+        """weights: one per entry of `shapes(cfg)`: arrays of one dtype, in which the layers compute; or, for the products of
+        the layers, `quant.Quantised`."""
         self.cfg = cfg
         self.table = Frozen(weights["table"])
         self.layers = nnx.Dict({name: Frozen(weights[name]) for name in LAYER_WEIGHTS})
@@ -130,8 +131,8 @@ class Llama(nnx.Module):
         return {name: _row(self.layers[name][...], i) for name in LAYER_WEIGHTS}
 
 
-def _row(stacked: Array, i: int | Array) -> Array:
-    return jax.lax.dynamic_index_in_dim(stacked, i, keepdims=False)
+def _row(stacked: Any, i: int | Array) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), stacked)
 
 
 def _keys_values(
@@ -139,8 +140,8 @@ def _keys_values(
 ) -> tuple[Array, Array, Array]:
     """Normed input [A, D], rotated keys and values [A, K, H]."""
     h_AD = ops.rms_norm(x_AD, w["attn_norm"], cfg.eps).astype(x_AD.dtype)
-    k_AKH = ops.rotate(jnp.einsum("AD,DKH->AKH", h_AD, w["k"]), rope)
-    v_AKH = jnp.einsum("AD,DKH->AKH", h_AD, w["v"])
+    k_AKH = ops.rotate(ops.linear(h_AD, w["k"]), rope)
+    v_AKH = ops.linear(h_AD, w["v"])
     return h_AD, checkpoint_name(k_AKH, "k"), checkpoint_name(v_AKH, "v")
 
 
@@ -159,18 +160,18 @@ def _layer(
         at = axes.tokens(flat, out)
         x_AD, h_AD, cos, sin = (jnp.take(x, at, axis=0, mode="clip") for x in (x_AD, h_AD, *rope))
         rope = cos, sin
-    q_ANH = checkpoint_name(ops.rotate(jnp.einsum("AD,DNH->ANH", h_AD, w["q"]), rope), "q")
+    q_ANH = checkpoint_name(ops.rotate(ops.linear(h_AD, w["q"]), rope), "q")
     q = axes.spread(q_ANH, flat) if out is None else axes.split(q_ANH, out)
     k, v = axes.spread(k_AKH, flat), axes.spread(v_AKH, flat)
     positions = [None] * len(q) if out is None else out
     lengths = [grid.length for grid in flat.grids]
     a = [attend(*each) for each in zip(q, k, v, lengths, past, positions, strict=True)]
     a_ANH = axes.join(a) if out is not None else axes.collect(a, flat)
-    mid_AD = checkpoint_name(x_AD + jnp.einsum("ANH,NHD->AD", a_ANH, w["o"]), "mid")
+    mid_AD = checkpoint_name(x_AD + ops.linear(a_ANH, w["o"], 2), "mid")
     h_AD = ops.rms_norm(mid_AD, w["mlp_norm"], cfg.eps).astype(x_AD.dtype)
-    gate_AF = checkpoint_name(jnp.einsum("AD,DF->AF", h_AD, w["gate"]), "gate")
-    up_AF = checkpoint_name(jnp.einsum("AD,DF->AF", h_AD, w["up"]), "up")
-    down_AD = jnp.einsum("AF,FD->AD", jax.nn.silu(gate_AF) * up_AF, w["down"])
+    gate_AF = checkpoint_name(ops.linear(h_AD, w["gate"]), "gate")
+    up_AF = checkpoint_name(ops.linear(h_AD, w["up"]), "up")
+    down_AD = ops.linear(jax.nn.silu(gate_AF) * up_AF, w["down"])
     return mid_AD + down_AD, (k_AKH, v_AKH)
 
 

@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from llmsrec_jax.llama import quant
 from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.llama.quant import Quantised
+
+
+def linear(x: Float[Array, "..."], weight: Array | Quantised, inputs: int = 1) -> Array:
+    """The last `inputs` axes of x against the first ones of the weight: every product with a weight is here."""
+    if isinstance(weight, Quantised):
+        return quant.linear(x, weight, inputs)
+    # last axes first, as jnp.einsum writes it: the order of the sum is part of the result
+    axes = tuple(reversed(range(x.ndim - inputs, x.ndim))), tuple(reversed(range(inputs)))
+    return jax.lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=x.dtype)
 
 
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmsrec_jax.llama import quant
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.model import Llama, shapes
 
@@ -43,6 +44,7 @@ RULES = (
     Rule("model.layers.{}.mlp.up_proj.weight", "up", 1),
     Rule("model.layers.{}.mlp.down_proj.weight", "down", 1),
 )
+INPUTS = {rule.name: rule.inputs for rule in RULES}
 IGNORED = r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 # random weights: mild feed-forwards scramble the tokens least (a linear probe at the last position finds one of 10 words in a
 # 12-token title in 60 % of cases, 10 % by chance; size toy). Queries keep their scale: trained slots and Out tokens can then
@@ -69,9 +71,10 @@ class _Slot(NamedTuple):
     shape: tuple[int, ...]
 
 
-def load(folder: str | Path, cfg: LlamaConfig, dtype: Any) -> Llama:
+def load(folder: str | Path, cfg: LlamaConfig, dtype: Any, mode: quant.Mode = "none") -> Llama:
     """Reads one or many safetensors into a Llama of `dtype` on the default device.
 
+    mode: what becomes of the layers' products; they are rounded here, on the host, so the device never holds more.
     Raises ValueError naming tensor and file if a tensor is missing, unexpected or mis-shaped, or a file is damaged.
     """
     folder = Path(folder)
@@ -81,33 +84,52 @@ def load(folder: str | Path, cfg: LlamaConfig, dtype: Any) -> Llama:
         found = _match(readers, cfg, folder)
         # largest first: host and device both hold an array while little else is there yet
         for name, shape in sorted(shapes(cfg).items(), key=lambda item: -math.prod(item[1])):
-            array = _empty(shape, np.dtype(dtype))
+            array = _empty(shape, _host_dtype(name, dtype, mode))
             for tensor, (slot, file) in found.items():
                 if slot.rule.name == name:
                     target = array if slot.row is None else array[slot.row]
                     _fill(target, readers[file].get_tensor(tensor), slot.rule.inputs)
-            weights[name] = jax.device_put(array)
+            try:
+                weights[name] = _put(name, array, mode)
+            except ValueError as error:
+                raise ValueError(f"{folder}: {name}: {error}") from None
     return Llama(cfg, weights)
 
 
-def random(cfg: LlamaConfig, seed: int, dtype: Any, vocab: int | None = None) -> Llama:
+def random(
+    cfg: LlamaConfig,
+    seed: int,
+    dtype: Any,
+    vocab: int | None = None,
+    mode: quant.Mode = "none",
+) -> Llama:
     """Random weights through which tokens stay readable: matrices N(0, (gain/sqrt(inputs))^2), embeddings N(0, 1), norms 1.
 
-    vocab: size of the tokenizer in use, where it is not the one of `cfg`.
+    vocab: size of the tokenizer in use, where it is not the one of `cfg`. mode: as for `load`.
     """
     if vocab is not None:
         cfg = dataclasses.replace(cfg, vocab=vocab)
-    inputs = {rule.name: rule.inputs for rule in RULES}
     weights = {}
     for name, shape in shapes(cfg).items():
         if "norm" in name:
             weights[name] = jnp.ones(shape, dtype)
             continue
-        fan_in = math.prod(shape[1 : 1 + inputs[name]])  # 1 for the table
-        array = _empty(shape, np.dtype(dtype))
+        fan_in = math.prod(shape[1 : 1 + INPUTS[name]])  # 1 for the table
+        array = _empty(shape, _host_dtype(name, dtype, mode))
         _fill_normal(array, [seed, zlib.crc32(name.encode())], GAINS.get(name, 1.0) * fan_in**-0.5)
-        weights[name] = jax.device_put(array)
+        weights[name] = _put(name, array, mode)
     return Llama(cfg, weights)
+
+
+def _host_dtype(name: str, dtype: Any, mode: quant.Mode) -> np.dtype:
+    """What is rounded to int8 is not rounded to `dtype` before."""
+    return np.dtype(np.float32 if INPUTS[name] and mode != "none" else dtype)
+
+
+def _put(name: str, array: np.ndarray, mode: quant.Mode) -> Any:
+    if INPUTS[name] and mode != "none":
+        return jax.device_put(quant.quantise(array, INPUTS[name], mode))
+    return jax.device_put(array)
 
 
 def _fill_normal(array: np.ndarray, seed: list[int], std: float) -> None:

@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from llmsrec_jax import config
-from llmsrec_jax.benchmark import made, measure, report, table9, work
+from llmsrec_jax.benchmark import made, measure, report, stages, table9, work
 from llmsrec_jax.benchmark.measure import Options
 from llmsrec_jax.benchmark.system import System
 from tests.benchmark.conftest import SMALL, small
@@ -94,6 +95,25 @@ def test_comparing_without_pytorch_is_refused_at_once(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="needs PyTorch"):
         measure.run(small(), tmp_path, Options(("peak",), ("torch",), 1, 1))
     assert not list(tmp_path.iterdir())
+
+
+def test_comparing_what_is_quantised_is_refused(tmp_path):
+    cfg = config.apply(small(), {"llm.quant": "w8"})
+    with pytest.raises(ValueError, match="llm.quant='w8' has others: leave one out"):
+        measure.run(cfg, tmp_path, Options(("peak",), ("padded",), 1, 1))
+
+
+def test_quantised_weights_are_smaller_arguments(tmp_path):
+    """By what the weights of the layers are smaller, and the report says what they are."""
+    took, held = {}, {}
+    for mode in ("none", "w8"):
+        system = System(config.apply(small(), {"llm.quant": mode}), made.shape(small().data))
+        one = stages.Pass.of(stages.Bench(system, 1, print), "items")
+        took[mode] = one.programs.summary()["arguments_bytes"]
+        held[mode] = sum(leaf.nbytes for leaf in jax.tree.leaves(system.frozen.llama))
+        found = {"environment": measure.environment(system)}
+        assert ("float32 w8 on" in report.markdown(found)) == (mode == "w8")
+    assert took["none"] - took["w8"] == held["none"] - held["w8"] > 0
 
 
 def test_table_9_is_the_work_over_the_rates(bench):
