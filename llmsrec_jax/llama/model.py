@@ -16,8 +16,11 @@ from jaxtyping import Array, Float, Int
 from llmsrec_jax.llama import ops
 from llmsrec_jax.llama.attention import Past, attend
 from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.llama.sharding import WHOLE, Sharding
 
 SAVED = ("q", "k", "v", "mid", "gate", "up")  # residuals from which no weight product is recomputed
+
+REARRANGED = ("dynamic_slice", "squeeze", "reshape", "broadcast_in_dim", "all_gather")
 
 Weights = Mapping[str, Array]  # of one layer
 
@@ -59,16 +62,19 @@ LAYER_WEIGHTS = ("attn_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "dow
 
 
 class Llama(nnx.Module):
-    def __init__(self, cfg: LlamaConfig, weights: Mapping[str, Array]):
-        """weights: one array per entry of `shapes(cfg)`, all of one dtype, in which the layers compute."""
-        self.cfg = cfg
+    def __init__(self, cfg: LlamaConfig, weights: Mapping[str, Array], sharding: Sharding = WHOLE):
+        """weights: one array per entry of `shapes(cfg)`, all of one dtype, in which the layers compute.
+
+        sharding: how they are shared out. If they are, the methods run per device (`jax.shard_map`).
+        """
+        self.cfg, self.sharding = cfg, sharding
         self.table = Frozen(weights["table"])
         self.layers = nnx.Dict({name: Frozen(weights[name]) for name in LAYER_WEIGHTS})
         self.norm = Frozen(weights["norm"])
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings of token ids."""
-        return self.table[...][ids]
+        return self.sharding.lookup(self.table[...], ids)
 
     def prefill(self, ids: Int[Array, "B P"], length: Int[Array, "B"]) -> KV:
         """Keys and values of right-padded prefixes; carries no gradient."""
@@ -76,11 +82,11 @@ class Llama(nnx.Module):
         rope = self._rope(None, ids)
 
         def body(x_BTD: Array, i: Array) -> tuple[Array, tuple[Array, Array]]:
-            return _layer(self.cfg, self._layer(i), x_BTD, rope, length)
+            return _layer(self.cfg, self.sharding, self._layer(i), x_BTD, rope, length)
 
         last = self.cfg.layers - 1
         x_BPD, (k, v) = jax.lax.scan(body, x_BPD, jnp.arange(last))
-        _, k_last, v_last = _keys_values(self.cfg, self._layer(last), x_BPD, rope)
+        _, k_last, v_last = _keys_values(self.cfg, self.sharding, self._layer(last), x_BPD, rope)
         k, v = jnp.concatenate([k, k_last[None]]), jnp.concatenate([v, v_last[None]])
         return jax.lax.stop_gradient(KV(k, v, length))
 
@@ -102,12 +108,16 @@ class Llama(nnx.Module):
 
         def body(x_BTD: Array, i: Array) -> tuple[Array, None]:
             before = None if past is None else past.layer(i)
-            return _layer(self.cfg, self._layer(i), x_BTD, rope, length, before)[0], None
+            return _layer(self.cfg, self.sharding, self._layer(i), x_BTD, rope, length, before)[
+                0
+            ], None
 
         def last_layer(x_BTD: Array) -> Array:
             i = self.cfg.layers - 1
             before = None if past is None else past.layer(i)
-            return _layer(self.cfg, self._layer(i), x_BTD, rope, length, before, out_BM)[0]
+            return _layer(
+                self.cfg, self.sharding, self._layer(i), x_BTD, rope, length, before, out_BM
+            )[0]
 
         x_BTD = x_BTD.astype(self.table[...].dtype)
         x_BTD, _ = jax.lax.scan(_remat(body, remat), x_BTD, jnp.arange(self.cfg.layers - 1))
@@ -123,7 +133,8 @@ class Llama(nnx.Module):
 
     def _layer(self, i: int | Array) -> Weights:
         # indexed, not scanned over: slicing off the last layer would copy all the weights in every call
-        return {name: _row(self.layers[name][...], i) for name in LAYER_WEIGHTS}
+        whole, layers = self.sharding.whole, self.layers
+        return {name: whole(name, _row(layers[name][...], i)) for name in LAYER_WEIGHTS}
 
     def _rope(self, past: KV | None, tail: Array) -> tuple[Array, Array]:
         start = jnp.zeros((tail.shape[0],), jnp.int32) if past is None else past.length
@@ -135,10 +146,11 @@ def _row(stacked: Array, i: int | Array) -> Array:
 
 
 def _keys_values(
-    cfg: LlamaConfig, w: Weights, x_BTD: Array, rope: tuple[Array, Array]
+    cfg: LlamaConfig, sharding: Sharding, w: Weights, x_BTD: Array, rope: tuple[Array, Array]
 ) -> tuple[Array, Array, Array]:
     """Normed input [B, T, D], rotated keys and values [B, T, K, H]."""
     h_BTD = ops.rms_norm(x_BTD, w["attn_norm"], cfg.eps).astype(x_BTD.dtype)
+    h_BTD = sharding.enter(h_BTD)
     k_BTKH = ops.rotate(jnp.einsum("BTD,DKH->BTKH", h_BTD, w["k"]), rope)
     v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, w["v"])
     return h_BTD, checkpoint_name(k_BTKH, "k"), checkpoint_name(v_BTKH, "v")
@@ -146,6 +158,7 @@ def _keys_values(
 
 def _layer(
     cfg: LlamaConfig,
+    sharding: Sharding,
     w: Weights,
     x_BTD: Array,
     rope: tuple[Array, Array],
@@ -154,24 +167,25 @@ def _layer(
     at_BM: Array | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """One layer: its output (at positions `at` only, if given) and its keys and values at all positions."""
-    h_BTD, k_BTKH, v_BTKH = _keys_values(cfg, w, x_BTD, rope)
+    h_BTD, k_BTKH, v_BTKH = _keys_values(cfg, sharding, w, x_BTD, rope)
     if at_BM is not None:
         x_BTD, h_BTD = ops.take(x_BTD, at_BM), ops.take(h_BTD, at_BM)
         rope = (ops.take(rope[0], at_BM), ops.take(rope[1], at_BM))
     q_BTNH = ops.rotate(jnp.einsum("BTD,DNH->BTNH", h_BTD, w["q"]), rope)
     q_BTNH = checkpoint_name(q_BTNH, "q")
     a_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, length, past, at_BM)
-    mid_BTD = checkpoint_name(x_BTD + jnp.einsum("BTNH,NHD->BTD", a_BTNH, w["o"]), "mid")
-    h_BTD = ops.rms_norm(mid_BTD, w["mlp_norm"], cfg.eps).astype(x_BTD.dtype)
+    o_BTD = sharding.leave(jnp.einsum("BTNH,NHD->BTD", a_BTNH, w["o"]))
+    mid_BTD = checkpoint_name(x_BTD + o_BTD, "mid")
+    h_BTD = sharding.enter(ops.rms_norm(mid_BTD, w["mlp_norm"], cfg.eps).astype(x_BTD.dtype))
     gate_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", h_BTD, w["gate"]), "gate")
     up_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", h_BTD, w["up"]), "up")
     down_BTD = jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, w["down"])
-    return mid_BTD + down_BTD, (k_BTKH, v_BTKH)
+    return mid_BTD + sharding.leave(down_BTD), (k_BTKH, v_BTKH)
 
 
 def _save_results(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Everything computed; not what is only re-arranged, or the weights would be copied layer by layer."""
-    return primitive.name not in ("dynamic_slice", "squeeze", "reshape", "broadcast_in_dim")
+    """Everything computed; not what is only re-arranged or lent, or the weights would be copied layer by layer."""
+    return primitive.name not in REARRANGED
 
 
 POLICIES = {

@@ -14,12 +14,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.model import Llama, shapes
+from llmsrec_jax.llama.sharding import WHOLE, Sharding
 
 
 class Rule(NamedTuple):
@@ -59,8 +58,8 @@ class _Slot(NamedTuple):
     shape: tuple[int, ...]
 
 
-def load(folder: str | Path, cfg: LlamaConfig, dtype: Any) -> Llama:
-    """Reads one or many safetensors into a Llama of `dtype` on the default device.
+def load(folder: str | Path, cfg: LlamaConfig, dtype: Any, sharding: Sharding = WHOLE) -> Llama:
+    """Reads one or many safetensors into a Llama of `dtype`, shared out over the devices as `sharding` says.
 
     Raises ValueError naming tensor and file if a tensor is missing, unexpected or mis-shaped, or a file is damaged.
     """
@@ -76,14 +75,20 @@ def load(folder: str | Path, cfg: LlamaConfig, dtype: Any) -> Llama:
                 if slot.rule.name == name:
                     target = array if slot.row is None else array[slot.row]
                     _fill(target, readers[file].get_tensor(tensor), slot.rule.inputs)
-            weights[name] = jax.device_put(array)
-    return Llama(cfg, weights)
+            weights[name] = sharding.place(name, array)
+    return Llama(cfg, weights, sharding)
 
 
-def random(cfg: LlamaConfig, seed: int, dtype: Any, vocab: int | None = None) -> Llama:
+def random(
+    cfg: LlamaConfig,
+    seed: int,
+    dtype: Any,
+    vocab: int | None = None,
+    sharding: Sharding = WHOLE,
+) -> Llama:
     """Random weights through which tokens stay readable: matrices N(0, (gain/sqrt(inputs))^2), embeddings N(0, 1), norms 1.
 
-    vocab: size of the tokenizer in use, where it is not the one of `cfg`.
+    vocab: size of the tokenizer in use, where it is not the one of `cfg`. sharding: as for `load`.
     """
     if vocab is not None:
         cfg = dataclasses.replace(cfg, vocab=vocab)
@@ -91,13 +96,13 @@ def random(cfg: LlamaConfig, seed: int, dtype: Any, vocab: int | None = None) ->
     weights = {}
     for name, shape in shapes(cfg).items():
         if "norm" in name:
-            weights[name] = jnp.ones(shape, dtype)
+            weights[name] = sharding.place(name, np.ones(shape, dtype))
             continue
         fan_in = math.prod(shape[1 : 1 + inputs[name]])  # 1 for the table
         array = _empty(shape, np.dtype(dtype))
         _fill_normal(array, [seed, zlib.crc32(name.encode())], GAINS.get(name, 1.0) * fan_in**-0.5)
-        weights[name] = jax.device_put(array)
-    return Llama(cfg, weights)
+        weights[name] = sharding.place(name, array)
+    return Llama(cfg, weights, sharding)
 
 
 def _fill_normal(array: np.ndarray, seed: list[int], std: float) -> None:
