@@ -183,7 +183,14 @@ class Evaluate:
 
 @dataclass
 class Mesh:
-    devices: int = 0  # devices of the data axis; 0 = all
+    """How the devices share the work; changes no result."""
+
+    devices: int = 0  # how many; 0 = all
+    mode: Literal["shard_map", "pmap"] = "shard_map"  # pmap: the older door to the same program
+    # A backbone that one device cannot hold: so many devices keep a part of every weight each | so many
+    # also compute on the same rows, each with its own heads. Batches are cut into devices / tensor parts
+    fsdp: int = 1
+    tensor: int = 1
 
 
 @dataclass
@@ -253,14 +260,9 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda v: v >= 0,
         (
             *("seed", "data.max_users", "teacher.patience", "distill.weight", "uniformity.weight"),
-            *(
-                "train.patience",
-                "train.max_users",
-                "train.chunk",
-                "train.save_every_s",
-                "evaluate.max_users",
-            ),
-            *("evaluate.validation_users", "evaluate.show_users", "mesh.devices"),
+            *("train.patience", "train.max_users", "train.chunk", "train.save_every_s"),
+            *("evaluate.max_users", "evaluate.validation_users", "evaluate.show_users"),
+            "mesh.devices",
         ),
     ),
     "at least 1": (
@@ -268,14 +270,9 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         (
             *("data.shop.users", "data.shop.items", "data.min_user", "data.min_item"),
             *("teacher.d", "teacher.max_len", "teacher.blocks", "teacher.heads"),
-            *(
-                "teacher.batch",
-                "teacher.negatives",
-                "teacher.epochs",
-                "teacher.validate_every",
-                "prompts.history_len",
-            ),
-            *("prompts.max_tokens", "head.dim", "head.hidden", "train.batch", "train.epochs"),
+            *("teacher.batch", "teacher.negatives", "teacher.epochs", "teacher.validate_every"),
+            *("prompts.history_len", "prompts.max_tokens", "head.dim", "head.hidden"),
+            *("train.batch", "train.epochs", "mesh.fsdp", "mesh.tensor"),
             *("train.negatives", "train.validations_per_epoch", "train.length_groups"),
             *("train.shapes", "evaluate.negatives", "evaluate.batch", "evaluate.shapes"),
         ),

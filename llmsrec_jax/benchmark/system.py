@@ -25,12 +25,12 @@ class System:
     shape: made.Shape
 
     @cached_property
-    def mesh(self) -> Any:
-        return parallel.make_mesh(self.cfg.mesh.devices)
+    def mesh(self) -> parallel.DeviceMesh:
+        return parallel.make_mesh(self.cfg.mesh)
 
     @property
     def devices(self) -> int:
-        return self.mesh.devices.size
+        return self.mesh.mesh.size
 
     @cached_property
     def dtype(self) -> Any:
@@ -57,9 +57,10 @@ class System:
     @cached_property
     def backbone(self) -> Llama:
         shape, folder = self._located
+        self.mesh.weights.check(shape)
         if folder is None:
-            return weights.random(shape, self.cfg.seed, self.dtype)
-        return weights.load(folder, shape, self.dtype)
+            return weights.random(shape, self.cfg.seed, self.dtype, sharding=self.mesh.weights)
+        return weights.load(folder, shape, self.dtype, self.mesh.weights)
 
     @cached_property
     def llama_graph(self) -> nnx.GraphDef:
@@ -81,8 +82,8 @@ class System:
 
     @cached_property
     def frozen(self) -> llm4rec.Frozen:
-        frozen = llm4rec.Frozen(nnx.split(self.backbone)[1], jnp.asarray(self.cf_items))
-        return parallel.replicate(frozen, self.mesh)
+        cf_items = parallel.replicate(self.cf_items, self.mesh)
+        return llm4rec.Frozen(nnx.split(self.backbone)[1], cf_items)
 
     @cached_property
     def model(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -105,7 +106,7 @@ class System:
     def step(self, llama_graph: nnx.GraphDef | None = None) -> Any:
         """The product's training step, jitted."""
         llama = llama_graph or self.llama_graph
-        parts = {"model": self.model[0], "llama": llama, "cfg": self.cfg, "axis": parallel.AXIS}
+        parts = {"model": self.model[0], "llama": llama, "cfg": self.cfg, "axis": self.mesh.axis}
         return parallel.train_wrapper(partial(train.llm_step, **parts), self.mesh)
 
     def encoder(self, kind: str) -> Any:
@@ -132,7 +133,7 @@ class System:
         )
 
     def teacher_step(self) -> Any:
-        parts = {"model": self.teacher[0], "cfg": self.cfg, "axis": parallel.AXIS}
+        parts = {"model": self.teacher[0], "cfg": self.cfg, "axis": self.mesh.axis}
         return parallel.train_wrapper(partial(train.teacher_step, **parts), self.mesh)
 
     def put(self, batch: Any) -> Any:

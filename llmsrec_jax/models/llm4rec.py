@@ -148,7 +148,7 @@ def loss(
     batch: LLMBatch,
     cf_items_IE: Array,
     cfg: config.Config,
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """This device's share of Eq. 4 and the global loss terms.
 
