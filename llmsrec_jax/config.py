@@ -188,7 +188,14 @@ class Evaluate:
 
 @dataclass
 class Mesh:
-    devices: int = 0  # devices of the data axis; 0 = all
+    """How the devices share the work; changes no result."""
+
+    devices: int = 0  # how many; 0 = all
+    mode: Literal["shard_map", "pmap"] = "shard_map"  # pmap: the older door to the same program
+    # A backbone that one device cannot hold: so many devices keep a part of every weight each | so many
+    # also compute on the same rows, each with its own heads. Batches are cut into devices / tensor parts
+    fsdp: int = 1
+    tensor: int = 1
 
 
 @dataclass
@@ -270,7 +277,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
             *("teacher.negatives", "teacher.epochs", "teacher.validate_every"),
             *("prompts.history_len", "prompts.max_tokens", "head.dim", "head.hidden"),
             *("train.batch", "train.epochs", "train.negatives", "train.validations_per_epoch"),
-            *("train.length_groups", "train.shapes", "train.parts"),
+            *("train.length_groups", "train.shapes", "train.parts", "mesh.fsdp", "mesh.tensor"),
             *("evaluate.negatives", "evaluate.batch", "evaluate.shapes"),
         ),
     ),
@@ -288,8 +295,8 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
 
 # Texts that may be empty; every other one must say something.
 MAY_BE_EMPTY = (
-    *("data.name", "data.files.interactions", "data.files.items", "data.category"),
-    *("data.manual_dir", "data.base_url", "data.cache_dir", "llm.revision", "llm.tokenizer"),
+    *("data.name", "data.files.interactions", "data.files.items", "data.category", "llm.revision"),
+    *("data.manual_dir", "data.base_url", "data.cache_dir", "llm.tokenizer"),
 )
 
 METRIC = re.compile(r"(hr|ndcg|mrr)@([1-9][0-9]*)")
@@ -398,12 +405,13 @@ def validate(config: Config) -> None:
         raise ValueError(
             f"teacher.heads={config.teacher.heads}: must divide teacher.d={config.teacher.d}"
         )
-    if config.llm.revision and config.llm.path.startswith("random:"):
-        raise ValueError(
-            f"llm.revision={config.llm.revision!r}: {config.llm.path} has no revisions"
-        )
-    if config.llm.item_store == "recompute" and config.llm.item_store_dtype != "auto":
+    if llm.revision and llm.path.startswith("random:"):
+        raise ValueError(f"llm.revision={llm.revision!r}: {llm.path} has no revisions")
+    llm = config.llm
+    if llm.item_store == "recompute" and llm.item_store_dtype != "auto":
         raise ValueError("llm.item_store_dtype: nothing is stored with llm.item_store=recompute")
+    if llm.item_store != "recompute" and config.mesh.tensor > 1:
+        raise ValueError(f"llm.item_store={llm.item_store} needs whole keys: use mesh.tensor=1")
     if config.train.length_groups > config.train.batch:
         raise ValueError(
             f"train.length_groups={config.train.length_groups}: "
@@ -412,16 +420,13 @@ def validate(config: Config) -> None:
 
 
 def _check_source(data: Data) -> None:
-    how = (
-        "--config.data.source=files --config.data.files.interactions=PATH "
-        "--config.data.files.items=PATH"
-    )
+    files = "--config.data.files.interactions=PATH --config.data.files.items=PATH"
+    how = f"--config.data.source=files {files}"
     if data.source == "amazon" and not data.category:
         raise ValueError("data.category is empty: name one, as --config.data.category=Electronics")
     if data.source != "amazon" and (data.manual_dir or data.base_url):
-        raise ValueError(
-            f"data.manual_dir or data.base_url is set but data.source={data.source!r} ignores it"
-        )
+        what = "data.manual_dir or data.base_url"
+        raise ValueError(f"{what} is set but data.source={data.source!r} ignores it")
     if data.source == "files" and not data.files.interactions:
         raise ValueError(f"data.files.interactions is empty: name your files with {how}")
     if data.source == "shop" and (data.files.interactions or data.files.items):

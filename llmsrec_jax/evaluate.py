@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from llmsrec_jax import config, metrics, parallel
 from llmsrec_jax.data.splits import Dataset
@@ -37,7 +36,7 @@ def encode(
     encoder: Callable[[Any, Any, Any], Any],
     frozen: Any,
     params: Any,
-    mesh: Mesh,
+    mesh: parallel.DeviceMesh,
     rows: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:

@@ -1,12 +1,15 @@
-"""Data parallelism: one per-device function, one wrapper.
+"""Many devices, one program: one per-device function, and two doors that put it on all devices.
 
-Every batch array has a leading device axis (the convention of `pmap`); state and frozen trees are replicated.
-The wrapped function sees its own device's slice and talks to the others through the axis name `AXIS`.
-The devices may belong to several processes: each of them brings the batch rows of its own devices.
+Every batch array has a leading axis of parts, one per group of devices that computes on the same rows. `mesh.mode` is the door:
+`shard_map` (default) or `pmap`, whose convention that is. State is replicated; the backbone is shared out along the axes
+`fsdp` and `tensor` (llama/sharding.py). A per-device function sees its own rows and talks to the others through
+`DeviceMesh.axis`. The devices may belong to several processes: each brings the rows of its own devices.
 """
 
+import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +19,72 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from llmsrec_jax import processes
+from llmsrec_jax import config, processes
+from llmsrec_jax.llama.model import Frozen
+from llmsrec_jax.llama.sharding import FSDP, TENSOR, Sharding
 
-AXIS = "data"
+DATA = "data"
 
 
-def make_mesh(devices: int = 0) -> Mesh:
-    """Mesh over the first `devices` devices (0 = all).
+@dataclass(frozen=True)
+class DeviceMesh:
+    """All devices in use, by axis: data, then fsdp and tensor where they are more than one device long."""
+
+    mesh: Mesh
+    mode: str = "shard_map"
+
+    @property
+    def axis(self) -> tuple[str, ...]:
+        """The axes along which devices have different rows."""
+        return tuple(name for name in self.mesh.axis_names if name != TENSOR)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the rows of a batch are cut."""
+        return math.prod(self.mesh.shape[name] for name in self.axis)
+
+    @property
+    def mine(self) -> list[int]:
+        """The parts on devices of this process."""
+        me, by_part = jax.process_index(), self.mesh.devices.reshape(self.parts, -1)
+        return [n for n, part in enumerate(by_part) if any(d.process_index == me for d in part)]
+
+    @property
+    def weights(self) -> Sharding:
+        return Sharding(self.mesh)
+
+    def sharding(self, *axes: Any) -> NamedSharding:
+        return NamedSharding(self.mesh, P(*axes))
+
+
+def make_mesh(cfg: config.Mesh) -> DeviceMesh:
+    """The mesh of the first `cfg.devices` devices (0 = all).
 
     Raises:
-      ValueError: more devices asked for than there are, or only some of those of several processes.
+      ValueError: more devices asked for than there are, or only some of those of several processes; axes that do not
+        divide them; axes that `pmap` does not have.
     """
     available = jax.devices()
-    if devices and processes.several():
-        raise ValueError(f"mesh.devices={devices}: several processes use all of their devices")
-    if devices > len(available):
+    if cfg.devices and processes.several():
+        raise ValueError(f"mesh.devices={cfg.devices}: several processes use all of their devices")
+    if cfg.devices > len(available):
         raise ValueError(
-            f"mesh.devices={devices}, but there are {len(available)} devices ({available[0].platform})"
+            f"mesh.devices={cfg.devices}, but there are {len(available)} devices ({available[0].platform})"
         )
-    chosen = available[: devices or len(available)]
-    return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+    chosen, shared = available[: cfg.devices or len(available)], cfg.fsdp * cfg.tensor
+    if cfg.mode == "pmap" and shared > 1:
+        raise ValueError(
+            f"mesh.mode=pmap has one axis of devices and keeps the whole backbone on each of them: "
+            f"use shard_map for mesh.fsdp={cfg.fsdp}, mesh.tensor={cfg.tensor}"
+        )
+    if len(chosen) % shared:
+        raise ValueError(
+            f"mesh.fsdp={cfg.fsdp} x mesh.tensor={cfg.tensor} must divide the number of devices, {len(chosen)}"
+        )
+    sizes = {DATA: len(chosen) // shared, FSDP: cfg.fsdp, TENSOR: cfg.tensor}
+    sizes = {name: size for name, size in sizes.items() if name == DATA or size > 1}
+    grid = np.array(chosen).reshape(*sizes.values())
+    return DeviceMesh(Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)), cfg.mode)
 
 
 def keep_compiled() -> None:
@@ -51,15 +100,9 @@ def keep_precise(dtype: Any) -> None:
         jax.config.update("jax_default_matmul_precision", "highest")
 
 
-def own_devices(mesh: Mesh) -> list[int]:
-    """Places of this process's devices in the mesh."""
-    me = jax.process_index()
-    return [place for place, device in enumerate(mesh.devices.flat) if device.process_index == me]
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: Any, mesh: DeviceMesh) -> Any:
     """A copy on every device; every process has the whole tree."""
-    sharding = NamedSharding(mesh, P())
+    sharding = mesh.sharding()
     if not processes.several():
         return jax.device_put(tree, sharding)
 
@@ -72,45 +115,100 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spread, tree)
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays [own devices, ...] to their devices."""
-    sharding = NamedSharding(mesh, P(AXIS))
+def put_batch(batch: Any, mesh: DeviceMesh) -> Any:
+    """Host arrays [own parts, ...] to their devices."""
+    sharding = mesh.sharding(mesh.axis)
     if not processes.several():
         return jax.device_put(batch, sharding)
-    put = lambda rows: jax.make_array_from_process_local_data(sharding, rows)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        shape = (mesh.parts, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
     return jax.tree.map(put, batch)
 
 
 def stack(shards: list[Any]) -> Any:
-    """One tree per device -> one tree with a leading device axis."""
+    """One tree per part -> one tree with a leading axis of parts."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *shards)
 
 
-def train_wrapper(step: Callable, mesh: Mesh) -> Callable:
+def train_wrapper(step: Callable, mesh: DeviceMesh) -> Callable:
     """`step(frozen, state, batch) -> (state, metrics)` over all devices, compiled once per batch shape; donates state."""
+    return _everywhere(step, mesh, donate=(1,))
 
-    def per_device(frozen, state, batch):
-        return step(frozen, state, jax.tree.map(lambda x: x[0], batch))
 
-    mapped = jax.shard_map(
-        per_device, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=P(), check_vma=False
-    )
-    return jax.jit(mapped, donate_argnums=1)
+def encode_wrapper(encode: Callable, mesh: DeviceMesh) -> Callable:
+    """`encode(frozen, params, batch) -> rows [B, R]` over all devices -> [parts, B, R], the same in every process."""
+
+    def gathered(frozen: Any, params: Any, batch: Any) -> jax.Array:
+        return jax.lax.all_gather(encode(frozen, params, batch), mesh.axis)
+
+    return _everywhere(gathered, mesh, donate=())
+
+
+def _everywhere(per_device: Callable, mesh: DeviceMesh, donate: tuple[int, ...]) -> Callable:
+    """`per_device(frozen, state, batch)`, whose results are the same on every device, on all of them."""
+    if mesh.mode == "pmap":
+        return _Pmapped(per_device, mesh, donate)
+
+    def program(frozen: Any, state: Any, batch: Any) -> Any:
+        on_part = lambda frozen, state, batch: per_device(
+            frozen, state, jax.tree.map(lambda x: x[0], batch)
+        )
+        specs = _specs(frozen, mesh.weights), P(), P(mesh.axis)
+        return jax.shard_map(
+            on_part, mesh=mesh.mesh, in_specs=specs, out_specs=P(), check_vma=False
+        )(frozen, state, batch)
+
+    return jax.jit(program, donate_argnums=donate)
+
+
+def everywhere(function: Callable, mesh: DeviceMesh) -> Callable:
+    """`function(frozen, *args)` on every device alike, each with its part of the backbone; compiled."""
+
+    def program(frozen: Any, *args: Any) -> Any:
+        specs = _specs(frozen, mesh.weights), *(P() for _ in args)
+        return jax.shard_map(
+            function, mesh=mesh.mesh, in_specs=specs, out_specs=P(), check_vma=False
+        )(frozen, *args)
+
+    return jax.jit(program)
+
+
+def _specs(frozen: Any, weights: Sharding) -> Any:
+    """How what is frozen lies on the devices: the backbone's weights by the rules for their names, all else on each."""
+    is_weight = lambda leaf: isinstance(leaf, Frozen)
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> Any:
+        return weights.specs(path[-1].key, leaf) if is_weight(leaf) else P()
+
+    return jax.tree_util.tree_map_with_path(spec, frozen, is_leaf=is_weight)
+
+
+class _Pmapped:
+    """`jax.pmap` with the signature of the other door, counting its programs."""
+
+    def __init__(self, per_device: Callable, mesh: DeviceMesh, donate: tuple[int, ...]):
+        def traced(frozen: Any, state: Any, batch: Any) -> Any:
+            self.programs += 1
+            return per_device(frozen, state, batch)
+
+        self.programs = 0
+        self._call = jax.pmap(
+            traced,
+            axis_name=DATA,
+            in_axes=(None, None, 0),
+            out_axes=None,  # pyright: ignore[reportArgumentType]
+            devices=list(mesh.mesh.devices.flat),
+            donate_argnums=donate,
+        )
+        self.lower = self._call.lower  # ahead of time, as jit's; of one process only
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
 
 
 def programs(wrapped: Any) -> int:
     """How many shapes a wrapped function was compiled for in this process."""
-    return wrapped._cache_size()
-
-
-def encode_wrapper(encode: Callable, mesh: Mesh) -> Callable:
-    """`encode(frozen, params, batch) -> rows [B, R]` over all devices -> [devices, B, R], the same in every process."""
-
-    def per_device(frozen, params, batch):
-        rows = encode(frozen, params, jax.tree.map(lambda x: x[0], batch))
-        return jax.lax.all_gather(rows, AXIS)
-
-    mapped = jax.shard_map(
-        per_device, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=P(), check_vma=False
-    )
-    return jax.jit(mapped)
+    return wrapped.programs if isinstance(wrapped, _Pmapped) else wrapped._cache_size()

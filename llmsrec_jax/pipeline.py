@@ -45,9 +45,8 @@ class Run:
     def __init__(self, cfg: config.Config, workdir: Path, writer: Writer):
         self.cfg, self.workdir, self.writer = cfg, workdir, writer
         self.keys = Keys(cfg)
-        self.mesh = parallel.make_mesh(cfg.mesh.devices)
-        self.devices = self.mesh.devices.size
-        self.mine = parallel.own_devices(self.mesh)
+        self.mesh = parallel.make_mesh(cfg.mesh)
+        self.devices, self.mine = self.mesh.parts, self.mesh.mine
 
     def stage(self, name: str, fields: tuple[str, ...]) -> Stage:
         return Stage(self.workdir, name, self.keys(fields))
@@ -129,7 +128,7 @@ class Run:
             return
         graphdef, params = self._teacher_model
         batches = loaders.TeacherBatches(self.dataset, cfg, self.cfg.seed, self.devices, self.mine)
-        per_device = partial(train.teacher_step, model=graphdef, cfg=self.cfg, axis=parallel.AXIS)
+        per_device = partial(train.teacher_step, model=graphdef, cfg=self.cfg, axis=self.mesh.axis)
         step = parallel.train_wrapper(per_device, self.mesh)
         per_epoch = batches.order.steps_per_epoch
         total = per_epoch * cfg.epochs
@@ -212,7 +211,8 @@ class Run:
             )
 
     def require_even_batches(self) -> None:
-        """Stops before the long work: LLM-SRec's batches are shared out evenly over the devices."""
+        """Stops before the long work: the backbone and LLM-SRec's batches are shared out evenly over the devices."""
+        self.mesh.weights.check(self.keys.backbone[0], self.cfg.llm.quant)
         if self._trained(self.stage("checkpoints", TRAIN)):
             return
         users, cfg = len(self.dataset.eligible("train")), self.cfg.train
@@ -241,17 +241,16 @@ class Run:
     @cached_property
     def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
         (shape, folder), tokenizer = self.keys.backbone, self.builder.tokenizer
-        dtype = weights.compute_dtype(self.cfg.llm.dtype)
+        dtype, mode = weights.compute_dtype(self.cfg.llm.dtype), self.cfg.llm.quant
+        sharding = self.mesh.weights
         if folder is None:
             self.writer.say(f"{self.cfg.llm.path}: a backbone of random weights, a toy")
-            llama = weights.random(
-                shape, BACKBONE_SEED, dtype, tokenizer.vocab_size, self.cfg.llm.quant
-            )
+            vocabulary = tokenizer.vocab_size
+            llama = weights.random(shape, BACKBONE_SEED, dtype, vocabulary, mode, sharding)
         else:
             check_vocabulary(tokenizer, shape.vocab)
-            llama = weights.load(folder, shape, dtype, self.cfg.llm.quant)
-        graphdef, state = nnx.split(llama)
-        return graphdef, parallel.replicate(state, self.mesh)
+            llama = weights.load(folder, shape, dtype, mode, sharding)
+        return nnx.split(llama)
 
     @cached_property
     def store(self) -> stores.ItemStore | None:
@@ -313,7 +312,7 @@ class Run:
             model=graphdef,
             llama=self._backbone[0],
             cfg=self.cfg,
-            axis=parallel.AXIS,
+            axis=self.mesh.axis,
         )
         step = parallel.train_wrapper(per_device, self.mesh)
         per_epoch = batches.order.steps_per_epoch

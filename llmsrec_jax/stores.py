@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from llmsrec_jax import config, parallel
 from llmsrec_jax.batch import Flat, Grid, PromptBatch
@@ -77,7 +75,7 @@ def of(
     cfg: config.LLM,
     llama: tuple[nnx.GraphDef, nnx.State],
     items: Prompts,
-    mesh: Mesh,
+    mesh: parallel.DeviceMesh,
     advance: Callable[[int], None] = lambda done: None,
 ) -> ItemStore | None:
     """The store that `llm.item_store` and `llm.item_store_dtype` ask for; None = prefixes are computed again and again."""
@@ -92,7 +90,7 @@ def of(
 def build(
     llama: tuple[nnx.GraphDef, nnx.State],
     items: Prompts,
-    mesh: Mesh,
+    mesh: parallel.DeviceMesh,
     *,
     on_host: bool,
     dtype: Any,
@@ -109,37 +107,29 @@ def build(
     offsets = np.zeros(len(items) + 1, np.int64)  # prompt i is that of item i + 1
     offsets[order + 1] = np.cumsum(sorted_lengths) - sorted_lengths
     total = int(items.prefix_len.sum())
-    replicated = NamedSharding(mesh, P())
 
     def made(state: nnx.State, ids: Any, flat: Flat) -> KV:
         return nnx.merge(graphdef, state).prefill(ids, flat).as_dtype(dtype)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=replicated)
-    def put(store: KV, state: nnx.State, ids: Any, flat: Flat, start: Any) -> KV:
-        kv = made(state, ids, flat)
-        write = lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, start, axis=1)
-        return jax.tree.map(write, store, kv)
+    @partial(jax.jit, donate_argnums=0)
+    def write(store: KV, new: KV, start: Any) -> KV:
+        put = lambda whole, some: jax.lax.dynamic_update_slice_in_dim(whole, some, start, axis=1)
+        return jax.tree.map(put, store, new)
 
-    fetch = jax.jit(made, out_shardings=replicated)
+    compute = parallel.everywhere(made, mesh)
     blocks = list(_blocks(items, order))
-    room = total + max(
-        len(ids) for _, ids, _ in blocks
-    )  # the pads of a block are overwritten by the next
+    room = total + max(len(ids) for _, ids, _ in blocks)  # the next block overwrites a block's pads
     empty = partial(_empty, cfg, room, dtype)
-    if on_host:
-        kv = empty(np.zeros)
-    else:
-        kv = jax.jit(partial(empty, jnp.zeros), out_shardings=replicated)()
-    start = 0
+    on_devices = jax.jit(partial(empty, jnp.zeros), out_shardings=mesh.sharding())
+    kv, start = empty(np.zeros) if on_host else on_devices(), 0
     for rows, ids, flat in blocks:
-        inputs = parallel.replicate((ids, flat), mesh)
+        new = compute(state, *parallel.replicate((ids, flat), mesh))
         tokens = int(items.prefix_len[rows].sum())
         if on_host:
-            for whole, new in zip(kv, fetch(state, *inputs), strict=True):
-                if whole is not None:
-                    whole[:, start : start + tokens] = np.asarray(new)[:, :tokens]
+            for whole, some in zip(jax.tree.leaves(kv), jax.tree.leaves(new), strict=True):
+                whole[:, start : start + tokens] = np.asarray(some)[:, :tokens]
         else:
-            kv = put(kv, state, *inputs, parallel.replicate(np.int32(start), mesh))
+            kv = write(kv, new, parallel.replicate(np.int32(start), mesh))
         start += tokens
         advance(len(rows))
     return ItemStore(offsets, jax.block_until_ready(kv), on_host)

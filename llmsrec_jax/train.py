@@ -57,7 +57,7 @@ def llm_step(
     model: nnx.GraphDef,
     llama: nnx.GraphDef,
     cfg: config.Config,
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One Adam step of LLM-SRec on the global batch (Eq. 4, S1)."""
 
@@ -81,7 +81,7 @@ def teacher_step(
     *,
     model: nnx.GraphDef,
     cfg: config.Config,
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One Adam step of SASRec (S2). `frozen` is the dropout key; groups of one batch share one mean."""
     key = jax.random.fold_in(frozen, state.step)

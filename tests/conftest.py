@@ -1,4 +1,4 @@
-"""Fixtures shared by the suite. Set before jax is imported: CPU, two fake devices, programs kept for this session."""
+"""Fixtures shared by the suite. Set before jax is imported: CPU, four fake devices, programs kept for this session."""
 
 import atexit
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     )
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 

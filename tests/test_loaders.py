@@ -231,7 +231,7 @@ def test_parts_must_be_equal(made):
 
 
 def test_programs_are_compiled_once_per_shape(made):
-    mesh = parallel.make_mesh(1)
+    mesh = parallel.make_mesh(config.Mesh(devices=1))
     step = parallel.train_wrapper(lambda frozen, state, batch: (state + 1, batch.candidates), mesh)
     batches, state = made.batches(), parallel.replicate(np.int32(0), mesh)
     shapes, sizes = set(), []

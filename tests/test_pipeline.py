@@ -201,6 +201,22 @@ def test_an_uneven_batch_is_found_before_the_teacher_trains(tmp_path):
     assert not (tmp_path / "run" / "teacher").exists()
 
 
+def test_a_backbone_that_cannot_be_cut_is_found_before_the_teacher_trains(tmp_path):
+    with pytest.raises(ValueError, match="mesh.tensor=4: must divide the key and value heads"):
+        pipeline.run(tiny({"mesh.devices": 4, "mesh.tensor": 4}), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_the_mesh_is_in_no_artefact(copy, finished):
+    """Encoded anew on other devices by the same trained model; the backbone is shared out."""
+    for folder in (copy / "vectors").iterdir():
+        shutil.rmtree(folder)
+    changes = {"mesh.devices": 4, "mesh.fsdp": 2, "mesh.tensor": 2}
+    pipeline.run(tiny(changes), copy, "evaluate")
+    of = lambda folder: [row["value"] for row in results(folder)]
+    assert of(copy) == pytest.approx(of(finished), rel=1e-6)
+
+
 # errors ------------------------------------------------------------------------------------------------------
 
 
@@ -275,14 +291,9 @@ def test_every_setting_is_in_a_key_or_changes_no_number():
     keyed = config.subset(config.Config(), keys.VECTORS)
     free = {name for name, _, _ in config.flatten(config.Config())} - set(keyed)
     assert free == {
-        *("llm.remat", "mesh.devices", "train.length_groups", "train.shapes", "train.parts"),
-        *(
-            "llm.item_store",
-            "train.save_every_s",
-            "evaluate.batch",
-            "evaluate.shapes",
-            "evaluate.show_users",
-        ),
+        *("llm.remat", "train.length_groups", "train.shapes", "train.parts", "llm.item_store"),
+        *("mesh.devices", "mesh.mode", "mesh.fsdp", "mesh.tensor"),
+        *("train.save_every_s", "evaluate.batch", "evaluate.shapes", "evaluate.show_users"),
         *("evaluate.ks", "evaluate.mask_seen"),  # of the evaluation, which is always done anew
     }
 

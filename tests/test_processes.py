@@ -124,6 +124,27 @@ def test_two_processes(one_process, tmp_path):
     assert said.count("test set of tiny") == 1  # only one of them speaks
 
 
+SHORT = {"train.epochs": 1, "train.max_users": 32, "train.validations_per_epoch": 1}
+SHORT |= {"teacher.epochs": 2, "teacher.dropout": 0.0}  # its masks are drawn per part of a batch
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("short")
+    pipeline.run(tiny({**LONG, **SHORT, "mesh.devices": 1}), workdir)
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["mesh.fsdp", "mesh.tensor", "mesh.mode"])
+def test_a_backbone_of_two_processes(short, tmp_path, axis):
+    """Neither has all of it (or, through pmap, both do); along `tensor` both bring the same rows."""
+    changes = {**SHORT, axis: "pmap" if axis == "mesh.mode" else 2}
+    code, said = Program(tmp_path, tmp_path / "run", **changes).finish()
+    assert code == 0, said
+    assert_same(tmp_path / "run", short)
+
+
 @pytest.mark.parametrize("error", ["is in use by", "absent.csv"])
 def test_an_error_of_the_first_ends_all_at_once(tmp_path, error):
     """It alone locks the folder and reads the data; the others do not wait for what will not come."""

@@ -57,7 +57,7 @@ class Bench:
         limit = system.cfg.train.max_users
         users = users[:limit] if limit else users
         parts = (system.made.dataset, users, system.made.builder, system.cf_users[users])
-        return loaders.LLMBatches(*parts, system.cfg, system.devices, store=system.store)
+        return loaders.LLMBatches(*parts, system.cfg, system.mesh.parts, store=system.store)
 
     def whole(self, step: int) -> Whole:
         """What the batch of a step is made of."""
@@ -104,12 +104,14 @@ class Epoch:
 
 def peak(bench: Bench) -> dict[str, Any]:
     """The fastest square matrix product, in the dtype of the layers, on every device at once."""
-    dtype, devices = bench.system.dtype, bench.system.devices
-    found = {}
+    dtype, devices, mesh = bench.system.dtype, bench.system.devices, bench.system.mesh
+    found, each = {}, mesh.sharding(mesh.mesh.axis_names)
     for size in MATMUL_SIZES:
         key = jax.random.key(size)
         shape = (devices, size, size)
-        a, b = (bench.system.put(jax.random.normal(k, shape, dtype)) for k in jax.random.split(key))
+        a, b = (
+            jax.device_put(jax.random.normal(k, shape, dtype), each) for k in jax.random.split(key)
+        )
         program = jax.jit(jax.vmap(jnp.matmul)).lower(a, b).compile()
         times = timing.rounds({"": lambda p=program, a=a, b=b: p(a, b)}, max(bench.repeats, 5))[""]
         best = min(t.wall for t in times)
@@ -195,7 +197,7 @@ def train(bench: Bench) -> dict[str, Any]:
 def teacher_parts(bench: Bench) -> tuple[loaders.TeacherBatches, Epoch, Stepper]:
     system = bench.system
     cfg = system.cfg
-    batches = loaders.TeacherBatches(system.made.dataset, cfg.teacher, cfg.seed, system.devices)
+    batches = loaders.TeacherBatches(system.made.dataset, cfg.teacher, cfg.seed, system.mesh.parts)
     epoch = Epoch.of(batches, batches.order.steps_per_epoch, TEACHER_BATCHES)
     stepper = Stepper(system.teacher_step(), jax.random.key(0), system.teacher_state(), system.put)
     return batches, epoch, stepper
@@ -235,7 +237,7 @@ class Pass:
         prompts, programs = prompts_of(bench, kind), Programs(system.encoder(kind))
         counts, examples = collections.Counter(), {}
         store = system.store if kind == "items" else None
-        options = (cfg.batch, system.devices, cfg.shapes, None, store)
+        options = (cfg.batch, system.mesh.parts, cfg.shapes, None, store)
         for _, batch in loaders.encoding_batches(prompts, *options):
             key = timing.shapes_of(batch)
             counts[key] += 1

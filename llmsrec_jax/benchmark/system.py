@@ -26,12 +26,12 @@ class System:
     shape: made.Shape
 
     @cached_property
-    def mesh(self) -> Any:
-        return parallel.make_mesh(self.cfg.mesh.devices)
+    def mesh(self) -> parallel.DeviceMesh:
+        return parallel.make_mesh(self.cfg.mesh)
 
     @property
     def devices(self) -> int:
-        return self.mesh.devices.size
+        return self.mesh.mesh.size
 
     @cached_property
     def dtype(self) -> Any:
@@ -57,9 +57,11 @@ class System:
     @cached_property
     def backbone(self) -> Llama:
         (shape, folder), mode = self._located, self.cfg.llm.quant
+        options = {"mode": mode, "sharding": self.mesh.weights}
+        self.mesh.weights.check(shape, mode)
         if folder is None:
-            return weights.random(shape, self.cfg.seed, self.dtype, mode=mode)
-        return weights.load(folder, shape, self.dtype, mode)
+            return weights.random(shape, self.cfg.seed, self.dtype, **options)
+        return weights.load(folder, shape, self.dtype, **options)
 
     @cached_property
     def llama_graph(self) -> nnx.GraphDef:
@@ -80,14 +82,10 @@ class System:
         return rng.standard_normal((rows, self.cfg.teacher.d), np.float32)
 
     @cached_property
-    def _llama_state(self) -> nnx.State:
-        return parallel.replicate(nnx.split(self.backbone)[1], self.mesh)
-
-    @cached_property
     def frozen(self) -> llm4rec.Frozen:
-        cf_items = parallel.replicate(jnp.asarray(self.cf_items), self.mesh)
+        cf_items = parallel.replicate(self.cf_items, self.mesh)
         kept = None if self.store is None else self.store.resident
-        return llm4rec.Frozen(self._llama_state, cf_items, kept)
+        return llm4rec.Frozen(nnx.split(self.backbone)[1], cf_items, kept)
 
     @cached_property
     def model(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -108,7 +106,7 @@ class System:
     def step(self, llama_graph: nnx.GraphDef | None = None) -> Any:
         """The product's training step, jitted."""
         llama = llama_graph or self.llama_graph
-        parts = {"model": self.model[0], "llama": llama, "cfg": self.cfg, "axis": parallel.AXIS}
+        parts = {"model": self.model[0], "llama": llama, "cfg": self.cfg, "axis": self.mesh.axis}
         return parallel.train_wrapper(partial(train.llm_step, **parts), self.mesh)
 
     def encoder(self, kind: str) -> Any:
@@ -121,7 +119,7 @@ class System:
     def store(self) -> stores.ItemStore | None:
         """Of all items of the made data, where the configuration keeps one."""
         items = self.made.builder.items(np.arange(1, self.made.dataset.catalog.size))
-        return stores.of(self.cfg.llm, (self.llama_graph, self._llama_state), items, self.mesh)
+        return stores.of(self.cfg.llm, nnx.split(self.backbone), items, self.mesh)
 
     @cached_property
     def teacher(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -135,7 +133,7 @@ class System:
         )
 
     def teacher_step(self) -> Any:
-        parts = {"model": self.teacher[0], "cfg": self.cfg, "axis": parallel.AXIS}
+        parts = {"model": self.teacher[0], "cfg": self.cfg, "axis": self.mesh.axis}
         return parallel.train_wrapper(partial(train.teacher_step, **parts), self.mesh)
 
     def put(self, batch: Any) -> Any:

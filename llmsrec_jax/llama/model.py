@@ -20,8 +20,10 @@ from llmsrec_jax.llama import axes, ops
 from llmsrec_jax.llama.attention import Past, attend
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.kv import KV, Source
+from llmsrec_jax.llama.sharding import WHOLE, Sharding
 
 SAVED = ("q", "k", "v", "mid", "gate", "up")  # residuals from which no weight product is recomputed
+REARRANGED = ("dynamic_slice", "squeeze", "reshape", "broadcast_in_dim", "all_gather")
 
 Weights = Mapping[str, Any]  # of one layer: arrays, those of products perhaps quantised
 
@@ -52,17 +54,20 @@ LAYER_WEIGHTS = ("attn_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "dow
 
 
 class Llama(nnx.Module):
-    def __init__(self, cfg: LlamaConfig, weights: Mapping[str, Any]):
+    def __init__(self, cfg: LlamaConfig, weights: Mapping[str, Any], sharding: Sharding = WHOLE):
         """weights: one per entry of `shapes(cfg)`: arrays of one dtype, in which the layers compute; or, for the products of
-        the layers, `quant.Quantised`."""
-        self.cfg = cfg
+        the layers, `quant.Quantised`.
+
+        sharding: how they are shared out. If they are, the methods run per device (`jax.shard_map`).
+        """
+        self.cfg, self.sharding = cfg, sharding
         self.table = Frozen(weights["table"])
         self.layers = nnx.Dict({name: Frozen(weights[name]) for name in LAYER_WEIGHTS})
         self.norm = Frozen(weights["norm"])
 
     def embed(self, ids: Int[Array, "*A"]) -> Float[Array, "*A D"]:
         """Input embeddings of token ids."""
-        return self.table[...][ids]
+        return self.sharding.lookup(self.table[...], ids)
 
     def prefill(self, ids: Int[Array, "A"], flat: Flat) -> KV:
         """Keys and values of prefixes; carries no gradient."""
@@ -71,11 +76,11 @@ class Llama(nnx.Module):
         alone = (None,) * len(flat.grids)
 
         def body(x_AD: Array, i: Array) -> tuple[Array, tuple[Array, Array]]:
-            return _layer(self.cfg, self._layer(i), x_AD, rope, flat, alone)
+            return _layer(self.cfg, self.sharding, self._layer(i), x_AD, rope, flat, alone)
 
         last = self.cfg.layers - 1
         x_AD, (k, v) = jax.lax.scan(body, x_AD, jnp.arange(last))
-        _, k_last, v_last = _keys_values(self.cfg, self._layer(last), x_AD, rope)
+        _, k_last, v_last = _keys_values(self.cfg, self.sharding, self._layer(last), x_AD, rope)
         k, v = jnp.concatenate([k, k_last[None]]), jnp.concatenate([v, v_last[None]])
         return jax.lax.stop_gradient(KV(k, v))
 
@@ -110,7 +115,8 @@ class Llama(nnx.Module):
 
         def layer(x_AD: Array, i: int | Array, at: Sequence[Array] | None = None) -> Array:
             before = [None if one is None else one[0].layer(i, one[1], dtype) for one in past]
-            return _layer(self.cfg, self._layer(i), x_AD, rope, flat, before, at)[0]
+            w = self._layer(i)
+            return _layer(self.cfg, self.sharding, w, x_AD, rope, flat, before, at)[0]
 
         body = _remat(lambda x_AD, i: (layer(x_AD, i), None), remat)
         last_layer = _remat(lambda x_AD: layer(x_AD, self.cfg.layers - 1, out), remat)
@@ -128,7 +134,8 @@ class Llama(nnx.Module):
 
     def _layer(self, i: int | Array) -> Weights:
         # indexed, not scanned over: slicing off the last layer would copy all the weights in every call
-        return {name: _row(self.layers[name][...], i) for name in LAYER_WEIGHTS}
+        whole, layers = self.sharding.whole, self.layers
+        return {name: whole(name, _row(layers[name][...], i)) for name in LAYER_WEIGHTS}
 
 
 def _row(stacked: Any, i: int | Array) -> Any:
@@ -136,10 +143,10 @@ def _row(stacked: Any, i: int | Array) -> Any:
 
 
 def _keys_values(
-    cfg: LlamaConfig, w: Weights, x_AD: Array, rope: tuple[Array, Array]
+    cfg: LlamaConfig, sharding: Sharding, w: Weights, x_AD: Array, rope: tuple[Array, Array]
 ) -> tuple[Array, Array, Array]:
     """Normed input [A, D], rotated keys and values [A, K, H]."""
-    h_AD = ops.rms_norm(x_AD, w["attn_norm"], cfg.eps).astype(x_AD.dtype)
+    h_AD = sharding.enter(ops.rms_norm(x_AD, w["attn_norm"], cfg.eps).astype(x_AD.dtype))
     k_AKH = ops.rotate(ops.linear(h_AD, w["k"]), rope)
     v_AKH = ops.linear(h_AD, w["v"])
     return h_AD, checkpoint_name(k_AKH, "k"), checkpoint_name(v_AKH, "v")
@@ -147,6 +154,7 @@ def _keys_values(
 
 def _layer(
     cfg: LlamaConfig,
+    sharding: Sharding,
     w: Weights,
     x_AD: Array,
     rope: tuple[Array, Array],
@@ -155,7 +163,7 @@ def _layer(
     out: Sequence[Array] | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """One layer: its output (at positions `out` only, if given) and its keys and values at all tokens."""
-    h_AD, k_AKH, v_AKH = _keys_values(cfg, w, x_AD, rope)
+    h_AD, k_AKH, v_AKH = _keys_values(cfg, sharding, w, x_AD, rope)
     if out is not None:
         at = axes.tokens(flat, out)
         x_AD, h_AD, cos, sin = (jnp.take(x, at, axis=0, mode="clip") for x in (x_AD, h_AD, *rope))
@@ -167,17 +175,18 @@ def _layer(
     lengths = [grid.length for grid in flat.grids]
     a = [attend(*each) for each in zip(q, k, v, lengths, past, positions, strict=True)]
     a_ANH = axes.join(a) if out is not None else axes.collect(a, flat)
-    mid_AD = checkpoint_name(x_AD + ops.linear(a_ANH, w["o"], 2), "mid")
-    h_AD = ops.rms_norm(mid_AD, w["mlp_norm"], cfg.eps).astype(x_AD.dtype)
+    o_AD = sharding.leave(ops.linear(a_ANH, w["o"], 2))
+    mid_AD = checkpoint_name(x_AD + o_AD, "mid")
+    h_AD = sharding.enter(ops.rms_norm(mid_AD, w["mlp_norm"], cfg.eps).astype(x_AD.dtype))
     gate_AF = checkpoint_name(ops.linear(h_AD, w["gate"]), "gate")
     up_AF = checkpoint_name(ops.linear(h_AD, w["up"]), "up")
     down_AD = ops.linear(jax.nn.silu(gate_AF) * up_AF, w["down"])
-    return mid_AD + down_AD, (k_AKH, v_AKH)
+    return mid_AD + sharding.leave(down_AD), (k_AKH, v_AKH)
 
 
 def _save_results(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Everything computed; not what is only re-arranged, or the weights would be copied layer by layer."""
-    return primitive.name not in ("dynamic_slice", "squeeze", "reshape", "broadcast_in_dim")
+    """Everything computed; not what is only re-arranged or lent, or the weights would be copied layer by layer."""
+    return primitive.name not in REARRANGED
 
 
 POLICIES = {

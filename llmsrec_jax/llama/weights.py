@@ -21,6 +21,7 @@ import numpy as np
 from llmsrec_jax.llama import quant
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.model import Llama, shapes
+from llmsrec_jax.llama.sharding import WHOLE, Sharding
 
 
 class Rule(NamedTuple):
@@ -71,8 +72,15 @@ class _Slot(NamedTuple):
     shape: tuple[int, ...]
 
 
-def load(folder: str | Path, cfg: LlamaConfig, dtype: Any, mode: quant.Mode = "none") -> Llama:
-    """Reads one or many safetensors into a Llama of `dtype` on the default device.
+def load(
+    folder: str | Path,
+    cfg: LlamaConfig,
+    dtype: Any,
+    mode: quant.Mode = "none",
+    sharding: Sharding = WHOLE,
+) -> Llama:
+    """Reads one or many safetensors into a Llama of `dtype`, shared out over the devices as `sharding` says.
+
 
     mode: what becomes of the layers' products; they are rounded here, on the host, so the device never holds more.
     Raises ValueError naming tensor and file if a tensor is missing, unexpected or mis-shaped, or a file is damaged.
@@ -90,10 +98,10 @@ def load(folder: str | Path, cfg: LlamaConfig, dtype: Any, mode: quant.Mode = "n
                     target = array if slot.row is None else array[slot.row]
                     _fill(target, readers[file].get_tensor(tensor), slot.rule.inputs)
             try:
-                weights[name] = _put(name, array, mode)
+                weights[name] = sharding.place(name, _rounded(name, array, mode))
             except ValueError as error:
                 raise ValueError(f"{folder}: {name}: {error}") from None
-    return Llama(cfg, weights)
+    return Llama(cfg, weights, sharding)
 
 
 def random(
@@ -102,23 +110,24 @@ def random(
     dtype: Any,
     vocab: int | None = None,
     mode: quant.Mode = "none",
+    sharding: Sharding = WHOLE,
 ) -> Llama:
     """Random weights through which tokens stay readable: matrices N(0, (gain/sqrt(inputs))^2), embeddings N(0, 1), norms 1.
 
-    vocab: size of the tokenizer in use, where it is not the one of `cfg`. mode: as for `load`.
+    vocab: size of the tokenizer in use, where it is not the one of `cfg`. mode, sharding: as for `load`.
     """
     if vocab is not None:
         cfg = dataclasses.replace(cfg, vocab=vocab)
     weights = {}
     for name, shape in shapes(cfg).items():
         if "norm" in name:
-            weights[name] = jnp.ones(shape, dtype)
+            weights[name] = sharding.place(name, np.ones(shape, dtype))
             continue
         fan_in = math.prod(shape[1 : 1 + INPUTS[name]])  # 1 for the table
         array = _empty(shape, _host_dtype(name, dtype, mode))
         _fill_normal(array, [seed, zlib.crc32(name.encode())], GAINS.get(name, 1.0) * fan_in**-0.5)
-        weights[name] = _put(name, array, mode)
-    return Llama(cfg, weights)
+        weights[name] = sharding.place(name, _rounded(name, array, mode))
+    return Llama(cfg, weights, sharding)
 
 
 def _host_dtype(name: str, dtype: Any, mode: quant.Mode) -> np.dtype:
@@ -126,10 +135,10 @@ def _host_dtype(name: str, dtype: Any, mode: quant.Mode) -> np.dtype:
     return np.dtype(np.float32 if INPUTS[name] and mode != "none" else dtype)
 
 
-def _put(name: str, array: np.ndarray, mode: quant.Mode) -> Any:
+def _rounded(name: str, array: np.ndarray, mode: quant.Mode) -> Any:
     if INPUTS[name] and mode != "none":
-        return jax.device_put(quant.quantise(array, INPUTS[name], mode))
-    return jax.device_put(array)
+        return quant.quantise(array, INPUTS[name], mode)
+    return array
 
 
 def _fill_normal(array: np.ndarray, seed: list[int], std: float) -> None:

@@ -126,7 +126,7 @@ def loss(
     batch: LLMBatch,
     frozen: Frozen,
     cfg: config.Config,
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """This device's share of Eq. 4 and the global loss terms.
 

@@ -186,7 +186,7 @@ def loss(
     model: SASRec,
     groups: tuple[SequenceBatch, ...],
     key: Array | None = None,
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
 ) -> Float[Array, ""]:
     """This device's share of mean BCE(positive, 1) + mean BCE(negatives, 0) over the columns with a positive.
 
