@@ -401,13 +401,11 @@ def validate(config: Config) -> None:
             raise ValueError(f"{name} is empty: give it a value")
     _check_source(config.data)
     _check_metrics(config)
-    if config.teacher.d % config.teacher.heads:
-        raise ValueError(
-            f"teacher.heads={config.teacher.heads}: must divide teacher.d={config.teacher.d}"
-        )
+    llm, teacher = config.llm, config.teacher
+    if teacher.d % teacher.heads:
+        raise ValueError(f"teacher.heads={teacher.heads}: must divide teacher.d={teacher.d}")
     if llm.revision and llm.path.startswith("random:"):
         raise ValueError(f"llm.revision={llm.revision!r}: {llm.path} has no revisions")
-    llm = config.llm
     if llm.item_store == "recompute" and llm.item_store_dtype != "auto":
         raise ValueError("llm.item_store_dtype: nothing is stored with llm.item_store=recompute")
     if llm.item_store != "recompute" and config.mesh.tensor > 1:

@@ -56,7 +56,7 @@ def made() -> System:
 def backbone(made: System, mesh: parallel.DeviceMesh) -> tuple[nnx.GraphDef, llm4rec.Frozen]:
     """The backbone of `made`, made anew and shared out."""
     vocab, shape = made.builder.tokenizer.vocab_size, llama_config.size("tiny")
-    llama = weights.random(shape, 0, jnp.float32, vocab, mesh.weights)
+    llama = weights.random(shape, 0, jnp.float32, vocab, sharding=mesh.weights)
     graph, state = nnx.split(llama)
     return graph, llm4rec.Frozen(state, parallel.replicate(made.frozen.cf_items, mesh))
 

@@ -207,11 +207,19 @@ def test_a_backbone_that_cannot_be_cut_is_found_before_the_teacher_trains(tmp_pa
     assert not (tmp_path / "run" / "teacher").exists()
 
 
-def test_the_mesh_is_in_no_artefact(copy, finished):
-    """Encoded anew on other devices by the same trained model; the backbone is shared out."""
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mesh.devices": 4, "mesh.fsdp": 2, "mesh.tensor": 2},
+        {"mesh.devices": 2, "mesh.fsdp": 2, "llm.item_store": "hbm"},
+        {"llm.item_store": "host"},
+    ],
+    ids=["fsdp and tensor", "fsdp, items on the devices", "items on the host"],
+)
+def test_how_vectors_are_computed_is_in_no_artefact(copy, finished, changes):
+    """Encoded anew on other devices, the backbone shared out or items' prefixes at hand, by the same trained model."""
     for folder in (copy / "vectors").iterdir():
         shutil.rmtree(folder)
-    changes = {"mesh.devices": 4, "mesh.fsdp": 2, "mesh.tensor": 2}
     pipeline.run(tiny(changes), copy, "evaluate")
     of = lambda folder: [row["value"] for row in results(folder)]
     assert of(copy) == pytest.approx(of(finished), rel=1e-6)

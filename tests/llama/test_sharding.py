@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from llmsrec_jax.llama import config, weights
 from llmsrec_jax.llama.model import shapes
 from llmsrec_jax.llama.sharding import RULES, WHOLE, Sharding
+from tests.llama import grids
 from tests.llama.test_weights import CFG, checkpoint
 from tests.llama.test_weights import check as check_weights
 
@@ -69,7 +70,7 @@ def test_a_checkpoint_is_read_into_the_same_numbers(tmp_path):
 
     tensors = checkpoint()
     save_file(tensors, tmp_path / "model.safetensors")
-    shared = weights.load(tmp_path, CFG, jnp.float32, sharding(fsdp=2, tensor=2))
+    shared = weights.load(tmp_path, CFG, jnp.float32, sharding=sharding(fsdp=2, tensor=2))
     check_weights(shared, tensors)
     assert shared.layers["gate"][...].addressable_shards[0].data.shape == (2, 6, 35)
 
@@ -88,6 +89,26 @@ def test_axes_divide_what_they_cut(axes, changes, message):
     with pytest.raises(ValueError, match=message):
         sharding(**axes).check(dataclasses.replace(TINY, **changes))
     sharding(data=3).check(TINY)
+
+
+def test_int8_scales_lie_beside_their_values():
+    """By the axes of the outputs; a layer is whole again along fsdp, to the bit."""
+    cut = sharding(fsdp=2, tensor=2)
+    one, shared = (
+        weights.random(TINY, 0, jnp.float32, mode="w8", sharding=s) for s in (WHOLE, cut)
+    )
+    for name in ("q", "o", "down"):
+        want, found = one.layers[name][...], shared.layers[name][...]
+        np.testing.assert_array_equal(found.values, want.values)
+        np.testing.assert_array_equal(found.scale, want.scale)
+    shapes = lambda name: [
+        leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(shared.layers[name][...])
+    ]
+    assert shapes("q") == [(3, 16, 2, 8), (3, 2, 8)]  # inputs along fsdp, heads along tensor
+    assert shapes("o") == [(3, 2, 8, 16), (3, 16)]  # heads along tensor, outputs along fsdp
+    with pytest.raises(ValueError, match="mesh.tensor=2: llm.quant=w8a8 rounds a token"):
+        cut.check(TINY, "w8a8")
+    sharding(fsdp=2).check(TINY, "w8a8")
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 2}, {"tensor": 2}, {"fsdp": 2, "tensor": 2}])
@@ -125,7 +146,8 @@ def test_what_was_lent_is_not_kept(remat):
     def gradient(state, x):
         llama, length = nnx.merge(graph, state), jnp.full((B,), T)
         last = length[:, None] - 1
-        return jax.grad(lambda x: llama.extend(x, length, None, last, remat=remat).sum())(x)
+        hidden = lambda x: grids.extend(llama, x, length, None, last, remat)
+        return jax.grad(lambda x: hidden(x).sum())(x)
 
     program = str(jax.make_jaxpr(gradient)(state, jnp.ones((B, T, TINY.d))))
     D, F = TINY.d, TINY.ff

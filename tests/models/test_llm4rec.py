@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmsrec_jax import parallel, stores
+from llmsrec_jax import config, parallel, stores
 from llmsrec_jax.batch import HISTORY, USER_OUT, Flat, Grid, LLMBatch, PromptBatch
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.models import llm4rec
@@ -244,7 +244,8 @@ def test_stored_prefixes_are_those_computed(made, prompts, gradients, reference)
     """In float32 on the devices or brought along: the same numbers; as int8 they are near."""
     (want_loss, _), (wanted, _) = reference
     every = made.builder.items(np.arange(1, 41))
-    mesh, graph = parallel.make_mesh(1), (made.llama, made.frozen.llama)
+    mesh = parallel.make_mesh(config.Mesh(devices=1))
+    graph = made.llama, made.frozen.llama
     users, items = groups(prompts[0], []), groups(prompts[1], [9], (None, None))
     plain = batch(made, users, items).prompts
 
