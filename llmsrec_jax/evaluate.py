@@ -3,8 +3,9 @@
 Sampled ranking (stored candidates) and full ranking come from the same vectors in the same pass (E22).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,10 @@ def encode(
     """float32 [rows, R]: runs `encoder` over planned batches and puts every row where it belongs."""
     out: np.ndarray | None = None
     done = np.zeros(rows, bool)  # padding repeats rows, which are to be counted once
-    for index, batch in batches:
-        result = np.asarray(encoder(frozen, params, parallel.put_batch(batch, mesh)))
+    put = partial(parallel.put_batch, mesh=mesh)
+    started = ((index, encoder(frozen, params, put(batch))) for index, batch in batches)
+    for index, vectors in _one_ahead(started):
+        result = np.asarray(vectors)
         if out is None:
             out = np.zeros((rows, result.shape[-1]), np.float32)
         for positions, values in zip(index, result, strict=True):
@@ -55,6 +58,15 @@ def encode(
     if out is None:
         raise ValueError("nothing to encode")
     return out
+
+
+def _one_ahead(started: Iterable[Any]) -> Iterator[Any]:
+    """Starts the next before it hands out one: the host prepares a batch while the devices are busy with the last."""
+    before: list[Any] = []
+    for each in started:
+        yield from before
+        before = [each]
+    yield from before
 
 
 def check_finite(

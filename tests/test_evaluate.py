@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llmsrec_jax import config, evaluate
+from llmsrec_jax import config, evaluate, parallel
 from llmsrec_jax.evaluate import Vectors
 from tests.factories import random_dataset
 
@@ -97,3 +97,24 @@ def test_records_carry_protocol_slice_and_error():
 def test_top_k_leaves_out_the_pad_and_what_was_seen():
     v = Vectors(np.array([[1.0]]), np.array([[9.0], [1.0], [5.0], [3.0], [4.0]]))
     np.testing.assert_array_equal(evaluate.top_k(v, 0, np.array([2]), 2), [4, 3])
+
+
+def test_encoding_keeps_a_batch_ahead():
+    """The host prepares and starts the next one while the devices are busy with the last."""
+    seen = []
+
+    class Running:
+        def __init__(self, batch):
+            self.number = int(batch[0])
+            seen.append(f"start {self.number}")
+
+        def __array__(self, dtype=None, copy=None):
+            seen.append(f"fetch {self.number}")
+            return np.full((1, 1, 2), self.number, np.float32)
+
+    mesh = parallel.make_mesh(config.Mesh(devices=1))
+    batches = (([np.array([2 - number])], np.full(1, number)) for number in range(3))
+    start = lambda frozen, params, batch: Running(batch)
+    got = evaluate.encode(batches, start, None, None, mesh, 3)
+    np.testing.assert_array_equal(got[:, 0], [2, 1, 0])
+    assert seen == ["start 0", "start 1", "fetch 0", "start 2", "fetch 1", "fetch 2"]
