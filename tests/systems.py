@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -59,6 +60,15 @@ TINY = {  # every stage in seconds; the numbers mean nothing
 def tiny(changes: dict[str, Any] | None = None) -> config.Config:
     """A config whose every stage takes seconds, with {dotted name: value} changed."""
     return config.apply(config.Config(), {**TINY, **(changes or {})})
+
+
+def config_file(path: Path, changes: dict[str, object]) -> Path:
+    """What --config takes: a file whose configuration is `tiny(changes)`."""
+    path.write_text(
+        "from llmsrec_jax import config\n\n\ndef get_config(arg=None):\n"
+        f"    return config.apply(config.Config(), { {**TINY, **changes}!r})\n"
+    )
+    return path
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pytest
 from llmsrec_jax import loaders, pipeline
 from llmsrec_jax.checkpoint import Lock
 from llmsrec_jax.writer import read_log
-from tests.systems import TINY, tiny
+from tests.systems import config_file, tiny
 
 REPO = Path(__file__).parent.parent
 PATIENCE_S = 240.0
@@ -35,11 +35,7 @@ class Runs:
         self.env = env | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
     def start(self, workdir: Path, settings: dict[str, object]) -> subprocess.Popen:
-        file = self.folder / "tiny.py"
-        body = f"config.apply(config.Config(), { ({**TINY, **settings})!r})"
-        file.write_text(
-            f"from llmsrec_jax import config\n\n\ndef get_config(arg=None):\n    return {body}\n"
-        )
+        file = config_file(self.folder / "tiny.py", settings)
         command = [sys.executable, "-m", "llmsrec_jax.main", f"--config={file}"]
         return subprocess.Popen(
             [*command, f"--workdir={workdir}"],

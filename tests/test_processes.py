@@ -15,7 +15,7 @@ from llmsrec_jax import pipeline, processes
 from llmsrec_jax.checkpoint import Lock, read_json
 from llmsrec_jax.writer import read_log
 from tests.conftest import REPO
-from tests.systems import TINY, tiny
+from tests.systems import config_file, tiny
 
 PATIENCE_S = 300.0
 LONG = {"train.epochs": 15, "train.patience": 0, "train.validations_per_epoch": 1}
@@ -25,12 +25,7 @@ class Program:
     """The launch script on one configuration, as a process group."""
 
     def __init__(self, folder: Path, workdir: Path, **changes: object):
-        file = folder / "two.py"
-        settings = {**TINY, **LONG, "mesh.devices": 0, **changes}
-        file.write_text(
-            "from llmsrec_jax import config\n\n\ndef get_config(arg=None):\n"
-            f"    return config.apply(config.Config(), {settings!r})\n"
-        )
+        file = config_file(folder / "two.py", {**LONG, "mesh.devices": 0, **changes})
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "PYTHONPATH": str(REPO), "XLA_FLAGS": ""}
         self.process = subprocess.Popen(
