@@ -6,8 +6,10 @@ Every batch array has a leading axis of parts, one per group of devices that com
 `DeviceMesh.axis`. The devices may belong to several processes: each brings the rows of its own devices.
 """
 
+import ctypes
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from llmsrec_jax.llama.model import Frozen
 from llmsrec_jax.llama.sharding import FSDP, TENSOR, Sharding
 
 DATA = "data"
+# of glibc's mallopt: when to return memory | how many mapped blocks | how many arenas, as only the first one grows at will
+MALLOC = {-1: 2**31 - 1, -4: 0, -8: 1}
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,18 @@ def keep_precise(dtype: Any) -> None:
     """Where float32 is asked for, products are in float32: accelerators would round their factors."""
     if dtype == jnp.float32:
         jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def keep_memory() -> None:
+    """What a step gives back stays with the process for the next one, at most 2 GiB, where glibc hands out memory.
+
+    By default every large buffer is mapped anew, and cleared page by page: a tenth and more of a training step on processors.
+    To be called before JAX starts its threads, which otherwise have arenas of their own.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
+        for option, value in MALLOC.items():
+            mallopt(option, value)
 
 
 def replicate(tree: Any, mesh: DeviceMesh) -> Any:

@@ -463,6 +463,7 @@ def run(cfg: config.Config, workdir: Path, mode: str = "run", distributed: str =
       train.Interrupted: SIGINT or SIGTERM; the same command goes on from there.
     """
     config.validate(cfg)
+    parallel.keep_memory()
     parallel.keep_compiled()
     processes.connect(distributed)
     cfg = config.apply(cfg, {"llm.dtype": weights.chosen(cfg.llm.dtype)})

@@ -3,6 +3,9 @@
 Loops block after every step, or fake devices could starve.
 """
 
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -17,6 +20,7 @@ from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.model import Frozen
 from llmsrec_jax.models import llm4rec, sasrec
+from tests.conftest import REPO
 from tests.factories import random_dataset
 from tests.systems import System, named, relative_error, system
 
@@ -268,3 +272,28 @@ def test_a_weight_without_a_rule_is_refused(axes):
     encode = parallel.encode_wrapper(lambda frozen, params, batch: batch, mesh)
     with pytest.raises(ValueError, match="no rule says how to share out the weight 'router'"):
         encode(frozen, (), parallel.put_batch(np.ones((mesh.parts, 1)), mesh))
+
+
+KEEPS_MEMORY = """
+import resource, jax, jax.numpy as jnp
+from llmsrec_jax import parallel
+parallel.keep_memory()
+step = jax.jit(lambda x: jnp.sort(x @ x, axis=0).sum())  # two buffers of 64 MiB
+x = jnp.ones((4096, 4096))
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step(x).block_until_ready()
+before = faults()
+step(x).block_until_ready()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+def test_memory_of_a_step_serves_the_next():
+    """16,384 pages and more would be mapped anew by every step."""
+    env = {**os.environ, "PYTHONPATH": str(REPO), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    ran = subprocess.run(
+        [sys.executable, "-c", KEEPS_MEMORY], env=env, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < 1000

@@ -53,6 +53,7 @@ def run(
       Disagreement: another implementation of the same job has other results.
     """
     config.validate(cfg)
+    parallel.keep_memory()
     if "torch" in options.vs and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         raise ValueError("--vs=torch needs PyTorch and transformers: pip install -e '.[torch]'")
     if options.vs and cfg.llm.quant != "none":
