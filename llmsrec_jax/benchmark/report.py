@@ -171,7 +171,11 @@ def _growth(results: Mapping[str, Any]) -> list[str]:
         lines += [*_table(columns, rows), ""]
     if not lines:
         return []
-    note = "Exponents by least squares of logarithms; (!): above the design's."
+    note = (
+        "Made data; all titles are equally long and all users have a full history, so that every program has one shape. Times of "
+        "an epoch or a pass: of one step or block, by their number. Exponents by least squares of logarithms; (!): above the "
+        "design's."
+    )
     if users := results["growth"].get("users"):
         each = users["bytes_each"]
         note += (
