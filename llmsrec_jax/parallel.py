@@ -92,7 +92,12 @@ def make_mesh(cfg: config.Mesh) -> DeviceMesh:
 
 
 def keep_compiled() -> None:
-    """Compiled programs serve later runs too; JAX_COMPILATION_CACHE_DIR says where, if set."""
+    """Compiled programs serve later runs too; JAX_COMPILATION_CACHE_DIR says where, if set.
+
+    Small ones as well: a run has dozens of them, and by default JAX forgets what took less than a second.
+    """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "llmsrec_jax"))

@@ -101,6 +101,22 @@ def test_help_is_quick_and_complete(tmp_path):
         assert word in result.stdout
 
 
+def test_a_run_imports_nothing_that_it_does_not_need(tmp_path):
+    """Start-up is imports: the slow libraries are for other sources, other tokenizers and later stages."""
+    result = run(
+        tmp_path,
+        *(f"--config={SHOP}:smoke", "--mode=prepare", "--workdir=run"),
+        program=("-X", "importtime", "-m", "llmsrec_jax.main"),
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time")}
+    assert {"llmsrec_jax.pipeline", "flax.nnx", "optax"} <= imported
+    slow = {"tensorflow", "tensorflow_datasets", "torch", "transformers", "huggingface_hub"}
+    slow |= {"polars", "matplotlib", "pandas", "scipy", "tokenizers", "grain", "orbax.checkpoint"}
+    assert not imported & slow
+
+
 STUB = """
 import sys, types
 from pathlib import Path

@@ -297,3 +297,19 @@ def test_memory_of_a_step_serves_the_next():
     )
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) < 1000
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, 0.0), ("2.5", 7.0)])
+def test_small_programs_are_kept_unless_the_environment_says_otherwise(monkeypatch, given, kept):
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "anywhere")
+    monkeypatch.delenv(name.upper(), raising=False)
+    if given is not None:
+        monkeypatch.setenv(name.upper(), given)  # JAX has read it already
+    jax.config.update(name, 7.0)
+    try:
+        parallel.keep_compiled()
+        assert getattr(jax.config, name) == kept
+    finally:
+        jax.config.update(name, before)

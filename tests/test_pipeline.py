@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llmsrec_jax import config, keys, pipeline, train
+from llmsrec_jax import config, keys, parallel, pipeline, train
+from llmsrec_jax.benchmark import timing
 from llmsrec_jax.data import sources
 from llmsrec_jax.prompts.tokens import ItemTokens
 from llmsrec_jax.writer import Writer, read_log
@@ -146,6 +147,32 @@ def test_metrics_do_not_depend_on_the_batch(finished, copy, no_work):
 def test_the_same_seed_gives_the_same_results(finished, tmp_path):
     pipeline.run(tiny(), tmp_path / "again")
     assert values(results(tmp_path / "again")) == values(results(finished))
+
+
+def test_after_the_first_epoch_only_new_shapes_are_compiled(tmp_path, monkeypatch):
+    """Nothing for a validation, a checkpoint after every step, the next learning rate or a line of the log."""
+    epochs, log, put = 4, Writer.log, parallel.put_batch
+    so_far, shapes = {"teacher": [], "train": []}, set()
+
+    def noted_log(self, stage, *args):
+        log(self, stage, *args)
+        so_far[stage].append((len(compiled), len(shapes)))
+
+    def noted_put(batch, mesh):
+        shapes.add(timing.shapes_of(batch))
+        return put(batch, mesh)
+
+    monkeypatch.setattr(Writer, "log", noted_log)
+    monkeypatch.setattr(parallel, "put_batch", noted_put)
+    changes = {"teacher.epochs": epochs, "teacher.validate_every": 1}
+    changes |= {"train.epochs": epochs, "train.validations_per_epoch": 1}
+    with timing.compilations() as compiled:
+        pipeline.run(tiny({**changes, "train.save_every_s": 0.0}), tmp_path, "train")
+    for stage, after in so_far.items():
+        (first, seen), (last, seen_last) = after[0], after[-1]
+        assert len(after) == epochs and 0 < seen <= first
+        assert last - first == seen_last - seen, (stage, compiled[first:last])
+    assert seen_last == seen  # LLM-SRec: train.shapes=1
 
 
 def test_another_seed_gives_others(finished, tmp_path):

@@ -2,6 +2,7 @@
 
   python -m llmsrec_jax.benchmark --config=configs/scientific.py --config.llm.path=random:llama-3.2-3b
   python -m llmsrec_jax.benchmark --config=configs/scientific.py --config.llm.path=random:bench --vs=padded,torch
+  python -m llmsrec_jax.benchmark --config=configs/scientific.py --config.llm.path=random:toy --stages=growth --repeats=3
 
 Needs no data, weights or network: users, items and titles are made, as many and as long as the dataset of data.category has
 them (Industrial_and_Scientific, Electronics, Video_Games; data.max_users makes it smaller in proportion). Compilation is
@@ -18,7 +19,8 @@ from absl import app, flags
 
 from llmsrec_jax import command, config
 
-STAGES = ("peak", "data", "train", "users", "items", "teacher")
+DEFAULT_STAGES = ("peak", "data", "train", "users", "items", "teacher")
+STAGES = (*DEFAULT_STAGES, "growth")  # many programs: some minutes of compilation
 VS = ("padded", "torch")
 
 
@@ -31,7 +33,7 @@ def _define_words(name: str, default: tuple[str, ...], legal: tuple[str, ...], h
 
 flags.adopt_module_key_flags(command)
 _OUT = flags.DEFINE_string("out", None, "folder of the results; default runs/benchmark-FILE[-WORD]")
-_STAGES = _define_words("stages", STAGES, STAGES, "what to measure")
+_STAGES = _define_words("stages", DEFAULT_STAGES, STAGES, "what to measure")
 _VS = _define_words("vs", (), VS, "measure other ways to do the same beside it")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "rounds of every measurement", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 1, "steps per round when comparing training", lower_bound=1)

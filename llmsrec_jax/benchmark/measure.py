@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from llmsrec_jax import config, parallel
-from llmsrec_jax.benchmark import made, report, stages, table9, timing
+from llmsrec_jax.benchmark import growth, made, report, stages, table9, timing
 from llmsrec_jax.benchmark.stages import Bench
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.checkpoint import write_json
@@ -37,6 +37,7 @@ STAGES: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "users": partial(stages.encode, kind="users"),
     "items": partial(stages.encode, kind="items"),
     "teacher": stages.teacher,
+    "growth": growth.growth,
 }
 
 

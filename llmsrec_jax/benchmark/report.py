@@ -15,6 +15,26 @@ TITLES = {
     "teacher": "teacher (SASRec), an epoch",
 }
 
+GROWTH_AXES = {
+    "users": "users",
+    "items": "items",
+    "history": "items in a history",
+    "llm": "parameters of the LLM",
+}
+GROWTH = {
+    "prepare": "host: preparing data, s",
+    "plan": "host: planning shapes, s",
+    "load": "host: building the batches of an epoch, s",
+    "train": "training, an epoch, s",
+    "encode_users": "encoding all users, s",
+    "encode_items": "encoding all items, s",
+    "host_peak": "host: arrays at most, MiB",
+    "host": "host: arrays while training, MiB",
+    "arguments": "device: arguments of the largest program, MiB",
+    "temporary": "device: temporary memory of the largest program, MiB",
+}
+MIB = 2**20
+
 
 def plain(value: Any) -> Any:
     """Of spreads, tuples and numpy numbers."""
@@ -37,7 +57,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {version}" for name, version in where["packages"].items())
         + f". Made data: {where['made']['users']} users, {where['made']['items']} items.",
     ]
-    for part in (_stages, _inference, _data, _table9, _versus):
+    for part in (_stages, _inference, _data, _table9, _versus, _growth):
         if found := part(results):
             lines += ["", *found]
     return "\n".join(lines) + "\n"
@@ -133,6 +153,37 @@ def _versus(results: Mapping[str, Any]) -> list[str]:
         return []
     columns = ["compared", "", "seconds: median (min .. max)", "CPU seconds", "ours is faster x"]
     return _table([*columns, "in CPU seconds x"], rows)
+
+
+def _growth(results: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for axis, found in results.get("growth", {}).items():
+        rows = []
+        for name, values in found["values"].items():
+            unit = MIB if name in found["bytes_each"] else 1
+            fitted = found["exponents"][name]
+            shown = "-" if fitted is None else f"{round(fitted, 2) + 0.0:.2f}"  # no -0.00
+            mark = " (!)" if name in found["above"] else ""
+            cells = [_number(value / unit) for value in values]
+            rows.append([GROWTH[name], *cells, shown + mark, str(found["at_most"][name])])
+        points = [f"{x:,}" for x in found["x"]]
+        columns = [f"growth with {GROWTH_AXES[axis]}", *points, "exponent", "by design at most"]
+        lines += [*_table(columns, rows), ""]
+    if not lines:
+        return []
+    note = (
+        "Made data; all titles are equally long and all users have a full history, so that every program has one shape. Times of "
+        "an epoch or a pass: of one step or block, by their number. Exponents by least squares of logarithms; (!): above the "
+        "design's."
+    )
+    if users := results["growth"].get("users"):
+        each = users["bytes_each"]
+        note += (
+            f" A user more costs {each['arguments'] + each['temporary']:,.0f} bytes on the device. On the host it costs "
+            f"{each['host']:,.0f}: interactions, candidates, the length of its prompt and the teacher's vector; and up to "
+            f"{each['host_peak']:,.0f} while users are encoded, whose prompts are there then."
+        )
+    return [*lines, note]
 
 
 def _spread(found: Mapping[str, float]) -> str:

@@ -1,13 +1,17 @@
 """Times of blocked calls: rounds over all jobs in turn, so that whatever disturbs the machine disturbs them alike."""
 
+import contextlib
 import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.monitoring
+
+COMPILED = "/jax/core/compile/backend_compile_duration"  # what jax.monitoring calls it
 
 
 class Spread(NamedTuple):
@@ -39,16 +43,40 @@ def timed(job: Callable[[], Any]) -> Timed:
     return Timed(time.perf_counter() - wall, time.process_time() - cpu)
 
 
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Names of the programs that JAX compiles, or reads from its cache, in the meantime."""
+    seen: list[str] = []
+
+    def note(event: str, duration_secs: float, **about: Any) -> None:
+        if event == COMPILED:
+            seen.append(about.get("fun_name", "a program"))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
 def rounds(
     jobs: Mapping[Any, Callable[[], Any]], repeats: int, *, warm: bool = False
 ) -> dict[Any, list[Timed]]:
-    """Every job once unmeasured, unless they are warm; then `repeats` rounds of every job once, in order."""
+    """Every job once unmeasured, unless they are warm; then `repeats` rounds of every job once, in order.
+
+    Raises:
+      RuntimeError: a program was compiled in one of the rounds, so that its time is none of the job's.
+    """
     for job in jobs.values() if not warm else ():
         timed(job)
     taken: dict[Any, list[Timed]] = {name: [] for name in jobs}
     for _ in range(repeats):
         for name, job in jobs.items():
-            taken[name].append(timed(job))
+            with compilations() as compiled:
+                taken[name].append(timed(job))
+            if compiled:
+                what = f"{', '.join(compiled)} compiled while {name!r} was timed"
+                raise RuntimeError(f"{what}: not a time to keep")
     return taken
 
 

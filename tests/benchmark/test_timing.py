@@ -1,7 +1,10 @@
 """Rounds, weights and spreads; programs are compiled when added, never when called."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from llmsrec_jax.benchmark import timing
@@ -16,6 +19,25 @@ def test_rounds_go_through_all_jobs_in_turn():
     assert {name: len(times) for name, times in taken.items()} == {"a": 2, "b": 2}
     timing.rounds(jobs, 1, warm=True)
     assert "".join(calls[6:]) == "ab"
+
+
+def test_a_round_that_compiles_is_no_measurement():
+    sizes = itertools.count(2)  # of the warm-up and of every round another one
+    with pytest.raises(RuntimeError, match="triple.* compiled while 'a' was timed"):
+        timing.rounds({"a": lambda: jax.jit(triple)(np.ones(next(sizes), np.float32))}, 1)
+    timing.rounds({"a": lambda: jax.jit(triple)(np.ones(2, np.float32))}, 2)
+
+
+def triple(x):
+    return 3 * x
+
+
+def test_what_is_compiled_is_known_by_name():
+    with timing.compilations() as compiled:
+        jax.jit(lambda x: x + 1)(np.ones(2, np.float32))
+    before = list(compiled)
+    jax.jit(lambda x: x + 2)(np.ones(2, np.float32))
+    assert len(before) == 1 and compiled == before
 
 
 def test_totals_are_weighted_round_by_round():
