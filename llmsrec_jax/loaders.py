@@ -16,7 +16,7 @@ from llmsrec_jax.data import sampling
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.prompts import layout, plan
-from llmsrec_jax.prompts.prompts import PromptBuilder, Prompts
+from llmsrec_jax.prompts.prompts import LatePrompts, PromptBuilder, Prompts
 from llmsrec_jax.stores import ItemStore
 
 # windows of a batch: groups of similar length, compiled shapes at most
@@ -275,7 +275,7 @@ def _groups(
 
 
 def encoding_batches(
-    prompts: Prompts,
+    prompts: Prompts | LatePrompts,
     rows: int,
     devices: int,
     max_shapes: int,
@@ -291,8 +291,9 @@ def encoding_batches(
     slots = int(prompts.slots.max(initial=0))
 
     def shard(index: np.ndarray, shape: layout.Shape) -> PromptBatch:
-        at_hand = None if store is None else store.starts(prompts, index)
-        group = layout.Group(prompts, index, shape, at_hand)
+        some, every = prompts.take(index), np.arange(len(index))
+        at_hand = None if store is None else store.starts(some, every)
+        group = layout.Group(some, every, shape, at_hand)
         batch = layout.fill([group], slots * shape.rows)
         return batch if store is None else store.bring(batch, shape.rows * shape.prefix)
 

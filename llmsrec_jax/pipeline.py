@@ -27,7 +27,7 @@ from llmsrec_jax.keys import CANDIDATES, DATA, OWN_TOKENIZERS, TEACHER, TOKENS, 
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.models import llm4rec, sasrec
-from llmsrec_jax.prompts.prompts import PromptBuilder, Prompts, within
+from llmsrec_jax.prompts.prompts import LatePrompts, PromptBuilder, Prompts, within
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, check_vocabulary, training_texts
 from llmsrec_jax.writer import Writer
 
@@ -278,7 +278,12 @@ class Run:
         return {kind: encoder(kind) for kind in llm4rec.HEADS}
 
     def _llm_vectors(
-        self, params: nnx.State, users: Prompts, items: Prompts, item_ids: np.ndarray, title: str
+        self,
+        params: nnx.State,
+        users: LatePrompts,
+        items: Prompts,
+        item_ids: np.ndarray,
+        title: str,
     ) -> Vectors:
         """Vectors of the prompts; rows of items that are not in `item_ids` stay 0."""
         options = self.cfg.evaluate.batch, self.devices, self.cfg.evaluate.shapes, self.mine
@@ -317,7 +322,7 @@ class Run:
         step = parallel.train_wrapper(per_device, self.mesh)
         per_epoch = batches.order.steps_per_epoch
         valid_users, candidates = self.candidates("valid")
-        prompts = self.builder.users(self.dataset.inputs("valid", valid_users))
+        prompts = self.builder.later(self.dataset.inputs("valid", valid_users))
         item_ids, k = np.unique(candidates), int(cfg.metric.partition("@")[2])
         items = self.builder.items(item_ids)
 
@@ -380,7 +385,7 @@ class Run:
         if self._trained(stage):
             return
         users, _ = self.candidates("test")
-        prompts = self.builder.users(self.dataset.inputs("test", users))
+        prompts = self.builder.later(self.dataset.inputs("test", users))
         every = np.arange(1, self.dataset.catalog.size)
         items = self.builder.items(every)
         vectors = self._llm_vectors(self._llm_params(), prompts, items, every, "test")

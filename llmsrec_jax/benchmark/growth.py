@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmsrec_jax import config
+from llmsrec_jax import config, loaders
 from llmsrec_jax.benchmark import made, timing
 from llmsrec_jax.benchmark.stages import Bench, Epoch, Pass, Stepper, epoch_jobs, prompts_of
 from llmsrec_jax.benchmark.system import System
@@ -185,7 +185,10 @@ def _host(bench: Bench) -> dict[str, float]:
     tracemalloc.start()
     held = [jobs["prepare"](), jobs["plan"]()]
     found["host"], _ = tracemalloc.get_traced_memory()
-    held.append(prompts_of(bench, "users"))
+    prompts, cfg = prompts_of(bench, "users"), system.cfg.evaluate
+    held.append(prompts)
+    for _ in loaders.encoding_batches(prompts, cfg.batch, system.mesh.parts, cfg.shapes):
+        pass
     _, found["host_peak"] = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return found

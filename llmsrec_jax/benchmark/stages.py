@@ -219,7 +219,7 @@ def prompts_of(bench: Bench, kind: str) -> Any:
     if kind == "items":
         return made.builder.items(np.arange(1, made.dataset.catalog.size))
     users = made.dataset.eligible("test")
-    return made.builder.users(made.dataset.inputs("test", users[:limit] if limit else users))
+    return made.builder.later(made.dataset.inputs("test", users[:limit] if limit else users))
 
 
 @dataclass
@@ -258,4 +258,5 @@ def encode(bench: Bench, kind: str) -> dict[str, Any]:
     times = timing.total(timing.rounds(one.jobs, bench.repeats), one.counts)
     result = _stage(one.programs, times)
     result["minutes"] = result["seconds"].scaled(1 / MINUTE)
-    return result | work.rates(bench.sizes.encoding(one.prompts), result["seconds"], bench.peak)
+    whole = one.prompts.take(np.arange(len(one.prompts)))
+    return result | work.rates(bench.sizes.encoding(whole), result["seconds"], bench.peak)

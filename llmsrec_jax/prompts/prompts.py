@@ -1,6 +1,7 @@
 """Prompts from cached pieces: histories and items in, ragged token ids with slots out (Table 2 (b), D17-D20)."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from llmsrec_jax.prompts.templates import DAY_MS, template
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer
 
 _MIN_TITLE = 4  # tokens: truncation='title' drops items rather than cut titles shorter than this
+_SIZED_AT_ONCE = 1 << 16  # user prompts
 _CACHE_LIMIT = 1 << 26  # ids kept in a piece cache (256 MiB)
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # years 1 to 9999, days since 1970
 
@@ -57,6 +59,28 @@ class Prompts:
             offsets_of(lengths),
             self.prefix_len[rows],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class LatePrompts:
+    """n prompts of which only the sizes are there: the text of all users would fill the memory."""
+
+    prefix_len: np.ndarray  # int64 [n] tokens before the first slot
+    live_lengths: np.ndarray  # int64 [n] tokens from the first slot on
+    slots: np.ndarray  # int64 [n] history slots, at most
+    build: Callable[[np.ndarray], Prompts]
+
+    def __len__(self) -> int:
+        return len(self.prefix_len)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n] tokens, slots included."""
+        return self.prefix_len + self.live_lengths
+
+    def take(self, rows: np.ndarray) -> Prompts:
+        """Builds the prompts of `rows`, in that order."""
+        return self.build(rows)
 
 
 def within(cfg: config.Prompts, positions: int) -> config.Prompts:
@@ -138,17 +162,44 @@ class PromptBuilder:
         Raises:
           ValueError: an empty history, or a time that is no date.
         """
+        _require_items(histories)
         blocks, kept, is_cut = self._user_blocks(histories)
-        lost = kept < np.minimum(histories.lengths, self._cfg.history_len)
-        self._count(len(kept), lost.sum(), is_cut.sum())
+        self._count(len(kept), self._lost(histories, kept), is_cut.sum())
         return blocks.assemble(self._user_outro, USER_OUT)
+
+    def later(self, histories: UserSequences) -> LatePrompts:
+        """`users(histories)`, counted now and built when they are taken, some at a time."""
+        prefix, live, lost, is_cut = self._user_sizes(histories)
+        self._count(len(histories), lost, is_cut)
+        slots = np.minimum(histories.lengths, self._cfg.history_len)
+
+        def build(rows: np.ndarray) -> Prompts:
+            blocks, _, _ = self._user_blocks(histories.take(rows))
+            return blocks.assemble(self._user_outro, USER_OUT)
+
+        return LatePrompts(prefix, live, slots, build)
 
     def user_lengths(self, histories: UserSequences) -> tuple[np.ndarray, np.ndarray]:
         """(int64 [n], int64 [n]): prefix and live lengths of `users(histories)`, at a fraction of the work."""
-        blocks, kept, _ = self._user_blocks(histories)
-        text = blocks.heads.length + blocks.titles.length
-        prefix = text[np.cumsum(kept) - kept]
-        return prefix, blocks.sums(text + 1) + len(self._user_outro) + 1 - prefix
+        return self._user_sizes(histories)[:2]
+
+    def _user_sizes(self, histories: UserSequences) -> tuple[np.ndarray, np.ndarray, int, int]:
+        """Prefix and live lengths [n]; how many prompts lost items, and title tokens."""
+        _require_items(histories)
+        prefix, live = np.zeros((2, len(histories)), np.int64)
+        lost, cut = 0, 0
+        for start in range(0, len(histories), _SIZED_AT_ONCE):
+            rows = np.arange(start, min(start + _SIZED_AT_ONCE, len(histories)))
+            some = histories.take(rows)
+            blocks, kept, is_cut = self._user_blocks(some)
+            text = blocks.heads.length + blocks.titles.length
+            prefix[rows] = text[np.cumsum(kept) - kept]
+            live[rows] = blocks.sums(text + 1) + len(self._user_outro) + 1 - prefix[rows]
+            lost, cut = lost + self._lost(some, kept), cut + int(is_cut.sum())
+        return prefix, live, lost, cut
+
+    def _lost(self, histories: UserSequences, kept: np.ndarray) -> int:
+        return int(np.sum(kept < np.minimum(histories.lengths, self._cfg.history_len)))
 
     def items(self, item_ids: np.ndarray) -> Prompts:
         """Item prompts of ids (int [n]).
@@ -179,8 +230,6 @@ class PromptBuilder:
     def _user_blocks(self, histories: UserSequences) -> tuple[_Blocks, np.ndarray, np.ndarray]:
         """(blocks, items kept [n], whether titles were cut [n]), within max_tokens."""
         counts = histories.lengths
-        if len(counts) and counts.min() < 1:
-            raise ValueError(f"user row {np.argmin(counts)} has an empty history")
         everyone, kept = np.arange(len(counts)), np.minimum(counts, self._cfg.history_len)
         blocks, room = self._blocks(histories, everyone, kept)
         over = np.flatnonzero((self._wanted(blocks) > room) & (kept > 1))
@@ -206,8 +255,8 @@ class PromptBuilder:
         """Titles shortened evenly to `room` tokens [n] per prompt. A cut title ends without its quote."""
         if room.min() < 0:
             raise ValueError(
-                f"prompts.max_tokens={self._cfg.max_tokens} has no room for a title of user row "
-                f"{np.argmin(room)}: add at least {_MIN_TITLE - room.min()}"
+                f"prompts.max_tokens={self._cfg.max_tokens} has no room for a title of some user: "
+                f"add at least {_MIN_TITLE - room.min()}"
             )
         length, prompt = blocks.titles.length, blocks.prompt
         low, high = np.zeros(blocks.count, np.int64), np.full(blocks.count, length.max())
@@ -286,3 +335,8 @@ class PromptBuilder:
         later_ids = iter(self.tokenizer.encode_batch(later, after_slot=True))
         bos = self.tokenizer.bos_ids
         return [bos + next(opening_ids) if first else next(later_ids) for _, first in texts]
+
+
+def _require_items(histories: UserSequences) -> None:
+    if len(histories) and histories.lengths.min() < 1:
+        raise ValueError(f"user row {np.argmin(histories.lengths)} has an empty history")

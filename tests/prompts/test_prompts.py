@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmsrec_jax.batch import HISTORY, ITEM_OUT, TOKEN, USER_OUT
+from llmsrec_jax.prompts import prompts as prompts_module
 from llmsrec_jax.prompts.templates import ITEM_SLOT, USER_SLOT, template
 from tests.prompts import cases
 
@@ -129,6 +130,27 @@ def test_lengths_without_building(truncation, max_tokens):
     prompts = builder.users(cases.histories(USERS))
     np.testing.assert_array_equal(prefix, prompts.prefix_len)
     np.testing.assert_array_equal(live, prompts.live_lengths)
+
+
+@pytest.mark.parametrize("truncation", ["history", "title"])
+def test_prompts_that_are_built_later(monkeypatch, truncation):
+    """Sized in pieces and counted once, however often they are taken."""
+    make = lambda: cases.builder(cases.made("byte_level"), truncation=truncation, max_tokens=200)
+    histories, builder = cases.histories(USERS), make()
+    whole = builder.users(histories)
+    monkeypatch.setattr(prompts_module, "_SIZED_AT_ONCE", 2)
+    later = make()
+    prompts = later.later(histories)
+    assert later.trimmed == builder.trimmed
+    np.testing.assert_array_equal(prompts.prefix_len, whole.prefix_len)
+    np.testing.assert_array_equal(prompts.live_lengths, whole.live_lengths)
+    np.testing.assert_array_equal(prompts.lengths, whole.lengths)
+    assert (prompts.slots >= whole.slots).all() and len(prompts) == len(whole)
+    rows = np.array([1, 0, 1])
+    taken, want = prompts.take(rows), whole.take(rows)
+    for field in ("ids", "kind", "slot_item", "offsets"):
+        np.testing.assert_array_equal(getattr(taken, field), getattr(want, field))
+    assert later.trimmed == builder.trimmed
 
 
 class TestTruncation:
