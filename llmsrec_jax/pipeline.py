@@ -372,14 +372,8 @@ class Run:
         self._say_trimmed("training and validation")
 
     def _say_trimmed(self, when: str) -> None:
-        """Reports prompts that were too long, counted since the last report (D19)."""
-        trimmed = self.builder.trimmed
-        if trimmed["lost_items"] or trimmed["lost_title_tokens"]:
-            self.writer.say(
-                f"prompts of {when}: of {trimmed['prompts']} built, {trimmed['lost_items']} lost their oldest "
-                f"items and {trimmed['lost_title_tokens']} lost title tokens (prompts.max_tokens, D19)"
-            )
-        trimmed.update(dict.fromkeys(trimmed, 0))
+        if said := self.builder.report_trimmed(when):
+            self.writer.say(said)
 
     def require_trained(self) -> None:
         """Stops before the long work: --mode=evaluate trains nothing."""

@@ -257,6 +257,16 @@ def test_parts_that_fit_are_found_and_trained_in(copy, capsys, monkeypatch):
     assert "train.parts=2, llm.item_store=recompute" in capsys.readouterr().out
 
 
+def test_an_automatic_store_is_made_for_training_alone(copy):
+    """160 item prompts of 138 items are read in training, and every one once after it."""
+    cfg = tiny({"llm.item_store": "auto", "llm.dtype": "fp32"})
+    run = lambda: pipeline.Run(cfg, copy, Writer(copy))
+    assert run().store is None
+    shutil.rmtree(copy / "checkpoints")
+    untrained = run()
+    assert untrained.plan.item_store == "hbm" and untrained.store is not None
+
+
 @pytest.mark.parametrize(
     "changes",
     [
