@@ -99,8 +99,9 @@ class LLM:
     quant: Literal["none", "w8", "w8a8"] = "none"
     # What the backward pass recomputes (D14). names: nothing that needs a GEMM; inputs: whole layers
     remat: Literal["none", "names", "inputs"] = "names"
-    # keys and values of item prompts' prefixes: made again and again | kept on the devices | in host memory
-    item_store: Literal["recompute", "hbm", "host"] = "recompute"
+    # keys and values of item prompts' prefixes: made again and again | kept on the devices | in host memory |
+    # the first of hbm, host that fits, where training reads them more often than once
+    item_store: Literal["recompute", "hbm", "host", "auto"] = "recompute"
     item_store_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: that of the layers, exact
 
 
@@ -165,9 +166,9 @@ class Train:
     max_users: int = 0  # seeded sample of training users; 0 = all
     length_groups: int = 3  # a batch is cut into this many groups of similar prompt length
     shapes: int = 4  # compiled shapes at most (per kind of prompt)
-    # passes through the LLM per step. More need less memory and one more forward pass; the loss and its
-    # gradients stay those of the whole batch
-    parts: int = 1
+    # passes through the LLM per step; 0 = as few as fit. More than one need less memory and one more forward
+    # pass; the loss and its gradients stay those of the whole batch
+    parts: int = 0
     save_every_s: float = 120.0  # seconds between checkpoints besides those at validations
 
 
@@ -196,6 +197,7 @@ class Mesh:
     # also compute on the same rows, each with its own heads. Batches are cut into devices / tensor parts
     fsdp: int = 1
     tensor: int = 1
+    memory_gib: float = 0.0  # of each device, for training; 0 = what is free when it begins
 
 
 @dataclass
@@ -216,10 +218,7 @@ class Config:
 # The words of `--config=FILE.py:WORD,WORD`; the later ones win.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {
-        "prompts.wording": "paper",
-        "train.lr_schedule": "constant",
-    },
+    "paper": {"prompts.wording": "paper", "train.lr_schedule": "constant"},
     "reference": {
         "data.kcore": "reference",
         "data.user_sample": "reference",
@@ -267,6 +266,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
             *("seed", "data.max_users", "teacher.patience", "distill.weight", "uniformity.weight"),
             *("train.patience", "train.max_users", "train.save_every_s", "evaluate.max_users"),
             *("evaluate.validation_users", "evaluate.show_users", "mesh.devices"),
+            *("train.parts", "mesh.memory_gib"),
         ),
     ),
     "at least 1": (
@@ -277,7 +277,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
             *("teacher.negatives", "teacher.epochs", "teacher.validate_every"),
             *("prompts.history_len", "prompts.max_tokens", "head.dim", "head.hidden"),
             *("train.batch", "train.epochs", "train.negatives", "train.validations_per_epoch"),
-            *("train.length_groups", "train.shapes", "train.parts", "mesh.fsdp", "mesh.tensor"),
+            *("train.length_groups", "train.shapes", "mesh.fsdp", "mesh.tensor"),
             *("evaluate.negatives", "evaluate.batch", "evaluate.shapes"),
         ),
     ),
@@ -401,14 +401,14 @@ def validate(config: Config) -> None:
             raise ValueError(f"{name} is empty: give it a value")
     _check_source(config.data)
     _check_metrics(config)
-    llm, teacher = config.llm, config.teacher
+    llm, teacher, rounded = config.llm, config.teacher, config.llm.item_store_dtype != "auto"
     if teacher.d % teacher.heads:
         raise ValueError(f"teacher.heads={teacher.heads}: must divide teacher.d={teacher.d}")
     if llm.revision and llm.path.startswith("random:"):
         raise ValueError(f"llm.revision={llm.revision!r}: {llm.path} has no revisions")
-    if llm.item_store == "recompute" and llm.item_store_dtype != "auto":
+    if llm.item_store == "recompute" and rounded:
         raise ValueError("llm.item_store_dtype: nothing is stored with llm.item_store=recompute")
-    if llm.item_store != "recompute" and config.mesh.tensor > 1:
+    if (rounded or llm.item_store in ("hbm", "host")) and config.mesh.tensor > 1:
         raise ValueError(f"llm.item_store={llm.item_store} needs whole keys: use mesh.tensor=1")
     if config.train.length_groups > config.train.batch:
         raise ValueError(

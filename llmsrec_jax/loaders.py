@@ -149,7 +149,7 @@ class LLMBatches:
         self.mine, self.store = own(devices, mine), store
         self.order = EpochOrder(np.arange(len(users)), cfg.train.batch, cfg.seed)
         self.rows = per_device(self.order.batch, devices, "train.batch")
-        self.parts = parts_of(self.rows, cfg.train.parts)
+        self.parts = parts_of(self.rows, cfg.train.parts or 1)  # 0: nothing has planned it
         self.users, self.cf_user_repr = users, cf_user_repr
         self.targets = dataset.targets("train", users)
         self.items = builder.items(np.arange(1, dataset.catalog.size))
@@ -164,12 +164,18 @@ class LLMBatches:
     def __call__(self, step: int) -> LLMBatch:
         """Arrays [own devices, ...]."""
         rows, item_rows, candidates = self.members(step)
-        shape = plan.choose_step(
-            self.shapes, _of(self.user_lengths, rows), _of(self.item_lengths, item_rows)
-        )
+        shape = self._shape(rows, item_rows)
         return parallel.stack(
             [self._shard(rows[d], item_rows[d], candidates[d], shape) for d in self.mine]
         )
+
+    def shape(self, step: int) -> plan.StepShape:
+        """Of every part of a step."""
+        return self._shape(*self.members(step)[:2])
+
+    def _shape(self, rows: np.ndarray, item_rows: np.ndarray) -> plan.StepShape:
+        users, items = _of(self.user_lengths, rows), _of(self.item_lengths, item_rows)
+        return plan.choose_step(self.shapes, users, items)
 
     def members(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Users and item prompts int [devices, parts, n], and candidates (item ids) int [devices, users, C] of a step."""

@@ -1,4 +1,4 @@
-"""The stages: prepare -> teacher -> tokens -> train -> encode -> evaluate. Each leaves an artefact keyed by the fields it depends on.
+"""The stages: prepare -> tokens -> teacher -> train -> encode -> evaluate. Each leaves an artefact keyed by the fields it depends on.
 
 A finished stage is skipped, an interrupted one resumes. Stages of other configurations live beside each other in
 one work folder, so that ablations share data, teacher and tokens.
@@ -26,6 +26,8 @@ from llmsrec_jax.evaluate import Vectors
 from llmsrec_jax.keys import CANDIDATES, DATA, OWN_TOKENIZERS, TEACHER, TOKENS, TRAIN, VECTORS, Keys
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
+from llmsrec_jax.memory import Job
+from llmsrec_jax.memory_plan import Plan, choose
 from llmsrec_jax.models import llm4rec, sasrec
 from llmsrec_jax.prompts.prompts import LatePrompts, PromptBuilder, Prompts, within
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, check_vocabulary, training_texts
@@ -239,6 +241,25 @@ class Run:
     # LLM-SRec -----------------------------------------------------------------------------------------------
 
     @cached_property
+    def _users(self) -> np.ndarray:
+        cfg = self.cfg.train
+        return splits.sample_users(self.dataset.eligible("train"), cfg.max_users, self.cfg.seed)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How training, if it is not finished, uses the memory."""
+        over = self._trained(self.stage("checkpoints", TRAIN))
+        data = self.builder, self.dataset, self._users
+        return choose(Job.of(self.cfg, self.keys.backbone, *data, self.mesh, over), self.mesh)
+
+    def require_memory(self) -> None:
+        """Stops before the long work, where training would not fit."""
+        if not self._trained(self.stage("checkpoints", TRAIN)):
+            self.plan.require()
+            self.writer.say(self.plan.report())
+            self._say_trimmed("the catalogue")
+
+    @cached_property
     def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
         (shape, folder), tokenizer = self.keys.backbone, self.builder.tokenizer
         dtype, mode = weights.compute_dtype(self.cfg.llm.dtype), self.cfg.llm.quant
@@ -255,9 +276,10 @@ class Run:
     @cached_property
     def store(self) -> stores.ItemStore | None:
         """Keys and values of item prompts' prefixes, where they are kept."""
+        cfg = (self.plan.apply(self.cfg) if self.cfg.llm.item_store == "auto" else self.cfg).llm
         items = self.builder.items(np.arange(1, self.dataset.catalog.size))
         with self.writer.progress("item prefixes", len(items), unit="items") as bar:
-            return stores.of(self.cfg.llm, self._backbone, items, self.mesh, bar.update)
+            return stores.of(cfg, self._backbone, items, self.mesh, bar.update)
 
     @cached_property
     def frozen(self) -> llm4rec.Frozen:
@@ -303,12 +325,10 @@ class Run:
         stage, cfg = self.stage("checkpoints", TRAIN), self.cfg.train
         if self._trained(stage):
             return
-        users = splits.sample_users(self.dataset.eligible("train"), cfg.max_users, self.cfg.seed)
-        cf_user_repr = self._teacher_users(
-            self._teacher_params, self.dataset.inputs("train", users)
-        )
+        histories = self.dataset.inputs("train", self._users)
+        cf_user_repr = self._teacher_users(self._teacher_params, histories)
         batches = loaders.LLMBatches(
-            *(self.dataset, users, self.builder, cf_user_repr, self.cfg),
+            *(self.dataset, self._users, self.builder, cf_user_repr, self.plan.apply(self.cfg)),
             *(self.devices, self.mine, self.store),
         )
         graphdef, params = self._llm_model
@@ -352,14 +372,8 @@ class Run:
         self._say_trimmed("training and validation")
 
     def _say_trimmed(self, when: str) -> None:
-        """Reports prompts that were too long, counted since the last report (D19)."""
-        trimmed = self.builder.trimmed
-        if trimmed["lost_items"] or trimmed["lost_title_tokens"]:
-            self.writer.say(
-                f"prompts of {when}: of {trimmed['prompts']} built, {trimmed['lost_items']} lost their oldest "
-                f"items and {trimmed['lost_title_tokens']} lost title tokens (prompts.max_tokens, D19)"
-            )
-        trimmed.update(dict.fromkeys(trimmed, 0))
+        if said := self.builder.report_trimmed(when):
+            self.writer.say(said)
 
     def require_trained(self) -> None:
         """Stops before the long work: --mode=evaluate trains nothing."""
@@ -447,16 +461,15 @@ class Run:
 
 TRAIN_STEPS = (
     *(Run.prepare, Run.require_titles, Run.require_even_batches),
-    *(Run.teacher, Run.tokens, Run.train),
+    *(Run.tokens, Run.require_memory, Run.teacher, Run.train),
 )
+ENCODED = (Run.encode, partial(Run.evaluate, with_llm=True))
 STEPS = {  # mode -> what it does, in order
     "prepare": (Run.prepare,),
     "teacher": (Run.prepare, Run.teacher, partial(Run.evaluate, with_llm=False)),
     "train": TRAIN_STEPS,
-    "evaluate": (
-        *(Run.require_trained, *TRAIN_STEPS, Run.encode, partial(Run.evaluate, with_llm=True)),
-    ),
-    "run": (*TRAIN_STEPS, Run.encode, partial(Run.evaluate, with_llm=True)),
+    "evaluate": (Run.require_trained, *TRAIN_STEPS, *ENCODED),
+    "run": (*TRAIN_STEPS, *ENCODED),
 }
 
 

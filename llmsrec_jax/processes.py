@@ -70,6 +70,15 @@ def agree(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def least(size: int | None) -> int | None:
+    """The smallest of all processes' sizes in bytes, in whole MiB where they are several; None where one knows none."""
+    if not several():
+        return size
+    mib = multihost_utils.process_allgather(np.int32(-1 if size is None else size >> 20))
+    smallest = int(np.min(mib))
+    return None if smallest < 0 else smallest << 20
+
+
 @contextlib.contextmanager
 def led(what: str) -> Iterator[bool]:
     """Around what the first process does while the others wait; yields whether this is the first one.

@@ -71,6 +71,12 @@ def nbytes(cfg: LlamaConfig, tokens: int, dtype: Any) -> int:
     return heads * (cfg.head_dim * jnp.dtype(dtype).itemsize + scales)
 
 
+def kept_as(cfg: config.LLM) -> Any:
+    """The dtype behind `llm.item_store_dtype`."""
+    words = {"auto": weights.compute_dtype(cfg.dtype), "bf16": jnp.bfloat16, "int8": jnp.int8}
+    return words[cfg.item_store_dtype]
+
+
 def of(
     cfg: config.LLM,
     llama: tuple[nnx.GraphDef, nnx.State],
@@ -78,13 +84,11 @@ def of(
     mesh: parallel.DeviceMesh,
     advance: Callable[[int], None] = lambda done: None,
 ) -> ItemStore | None:
-    """The store that `llm.item_store` and `llm.item_store_dtype` ask for; None = prefixes are computed again and again."""
+    """The store that `llm.item_store` (auto: as memory_plan.py chose) and its dtype ask for; None = prefixes are recomputed."""
     if cfg.item_store == "recompute":
         return None
-    words = {"auto": weights.compute_dtype(cfg.dtype), "bf16": jnp.bfloat16, "int8": jnp.int8}
-    dtype = words[cfg.item_store_dtype]
-    on_host = cfg.item_store == "host"
-    return build(llama, items, mesh, on_host=on_host, dtype=dtype, advance=advance)
+    on_host = {"hbm": False, "host": True}[cfg.item_store]
+    return build(llama, items, mesh, on_host=on_host, dtype=kept_as(cfg), advance=advance)
 
 
 def build(

@@ -92,6 +92,13 @@ def test_apply_refuses(name, value, message):
         ({"llm.path": ""}, "llm.path is empty"),
         ({"llm.revision": "main"}, "llm.revision='main': random:toy has no revisions"),
         ({"train.length_groups": 21}, "must be at most train.batch=20"),
+        ({"llm.item_store_dtype": "int8"}, "nothing is stored with llm.item_store=recompute"),
+        ({"llm.item_store": "hbm", "mesh.tensor": 2}, "hbm needs whole keys: use mesh.tensor=1"),
+        (
+            {"llm.item_store": "auto", "llm.item_store_dtype": "int8", "mesh.tensor": 2},
+            "auto needs whole keys",
+        ),
+        ({"mesh.memory_gib": -1.0}, "mesh.memory_gib=-1.0: must be at least 0"),
         ({"data.source": "files"}, "data.files.interactions is empty: name your files with"),
         ({"data.files.items": "items.csv"}, "data.source='shop' ignores it"),
         (

@@ -13,6 +13,8 @@ from flax import nnx
 from llmsrec_jax import config, keys, parallel, pipeline, train
 from llmsrec_jax.benchmark import timing
 from llmsrec_jax.data import sources
+from llmsrec_jax.memory import GIB, Job
+from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.prompts.tokens import ItemTokens
 from llmsrec_jax.writer import Writer, read_log
 from tests.factories import random_dataset
@@ -234,6 +236,37 @@ def test_a_backbone_that_cannot_be_cut_is_found_before_the_teacher_trains(tmp_pa
     assert not (tmp_path / "run" / "teacher").exists()
 
 
+def test_what_does_not_fit_is_found_before_the_teacher_trains(tmp_path):
+    with pytest.raises(ValueError, match="training does not fit: memory per device: .*MiB of 1.02"):
+        pipeline.run(tiny({"mesh.memory_gib": 0.001}), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_parts_that_fit_are_found_and_trained_in(copy, capsys, monkeypatch):
+    trained = []
+    monkeypatch.setattr(pipeline.Run, "_fit", lambda run, stage, job, state: trained.append(job))
+    small = {"evaluate.batch": 4}
+    run = pipeline.Run(tiny(small), copy, Writer(copy))
+    job = Job.of(run.cfg, run.keys.backbone, run.builder, run.dataset, run._users, run.mesh)
+    whole, halves = (job.needs(parts, "recompute").total for parts in (1, 2))
+    assert halves < whole
+    shutil.rmtree(copy / "checkpoints")
+    room = {"mesh.memory_gib": MARGIN * (halves + whole) / 2 / GIB}
+    pipeline.run(tiny({**small, **room}), copy, "train")
+    assert trained[0].batches.args[0].parts == 2
+    assert "train.parts=2, llm.item_store=recompute" in capsys.readouterr().out
+
+
+def test_an_automatic_store_is_made_for_training_alone(copy):
+    """160 item prompts of 138 items are read in training, and every one once after it."""
+    cfg = tiny({"llm.item_store": "auto", "llm.dtype": "fp32"})
+    run = lambda: pipeline.Run(cfg, copy, Writer(copy))
+    assert run().store is None
+    shutil.rmtree(copy / "checkpoints")
+    untrained = run()
+    assert untrained.plan.item_store == "hbm" and untrained.store is not None
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -327,7 +360,7 @@ def test_every_setting_is_in_a_key_or_changes_no_number():
     free = {name for name, _, _ in config.flatten(config.Config())} - set(keyed)
     assert free == {
         *("llm.remat", "train.length_groups", "train.shapes", "train.parts", "llm.item_store"),
-        *("mesh.devices", "mesh.mode", "mesh.fsdp", "mesh.tensor"),
+        *("mesh.devices", "mesh.mode", "mesh.fsdp", "mesh.tensor", "mesh.memory_gib"),
         *("train.save_every_s", "evaluate.batch", "evaluate.shapes", "evaluate.show_users"),
         *("evaluate.ks", "evaluate.mask_seen"),  # of the evaluation, which is always done anew
     }

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmsrec_jax import pipeline, processes
@@ -177,8 +178,19 @@ def test_one_process_waits_for_nobody():
     processes.connect("off")
     assert processes.first() and not processes.several() and not processes.preempted()
     assert processes.agree(True) and not processes.agree(False)
+    assert processes.least(5) == 5 and processes.least(None) is None
     processes.barrier("here")
     with processes.led("alone") as leads:
         assert leads
     with pytest.raises(KeyError), processes.led("alone"):
         raise KeyError
+
+
+@pytest.mark.parametrize(("others", "wanted"), [([7, 3], 3 << 20), ([7, -1], None)])
+def test_the_least_of_several(monkeypatch, others, wanted):
+    """In whole MiB; None where one process knows nothing."""
+    monkeypatch.setattr(processes, "several", lambda: True)
+    gather = lambda own: np.array([int(own), *others])
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
+    assert processes.least((5 << 20) + 1) == wanted
+    assert processes.least(None) is None

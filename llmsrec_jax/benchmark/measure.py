@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llmsrec_jax import config, parallel
+from llmsrec_jax import config, memory_plan, parallel
 from llmsrec_jax.benchmark import growth, made, report, stages, table9, timing
 from llmsrec_jax.benchmark.stages import Bench
 from llmsrec_jax.benchmark.system import System
@@ -64,6 +64,11 @@ def run(
     if options.vs and cfg.mesh.devices != 1 and jax.device_count() > 1:
         raise ValueError("--vs compares on one device: add --config.mesh.devices=1")
     system = System(cfg, made.shape(cfg.data))
+    plan = memory_plan.choose(system.job, system.mesh)
+    if "train" in options.stages:
+        plan.require()
+        say(plan.report())
+    system = replace(system, cfg=plan.apply(cfg))
     parallel.keep_precise(system.dtype)
     bench = Bench(system, options.repeats, say)
     results = bench.results

@@ -57,7 +57,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {version}" for name, version in where["packages"].items())
         + f". Made data: {where['made']['users']} users, {where['made']['items']} items.",
     ]
-    for part in (_stages, _inference, _data, _table9, _versus, _growth):
+    for part in (_stages, _memory, _inference, _data, _table9, _versus, _growth):
         if found := part(results):
             lines += ["", *found]
     return "\n".join(lines) + "\n"
@@ -97,6 +97,20 @@ def _stages(results: Mapping[str, Any]) -> list[str]:
         "from real lengths (llama/flops.py); those of whole prompts are what the job takes without shortcuts."
     )
     return [*_table([*columns, "temporary GiB"], rows), "", note]
+
+
+def _memory(results: Mapping[str, Any]) -> list[str]:
+    if "train" not in results:
+        return []
+    found = results["train"]
+    estimated, counted = (
+        found["estimated_bytes"],
+        found["arguments_bytes"] + found["temporary_bytes"],
+    )
+    return [
+        f"Memory of a training step: estimated beforehand {estimated / 2**30:.3g} GiB, by XLA's account "
+        f"{counted / 2**30:.3g} GiB, {estimated / counted:.2f} times as much."
+    ]
 
 
 def _inference(results: Mapping[str, Any]) -> list[str]:

@@ -52,10 +52,7 @@ class Bench:
 
     @cached_property
     def batches(self) -> loaders.LLMBatches:
-        system = self.system
-        users = system.made.dataset.eligible("train")
-        limit = system.cfg.train.max_users
-        users = users[:limit] if limit else users
+        system, users = self.system, self.system.users
         parts = (system.made.dataset, users, system.made.builder, system.cf_users[users])
         return loaders.LLMBatches(*parts, system.cfg, system.mesh.parts, store=system.store)
 
@@ -191,7 +188,11 @@ def train(bench: Bench) -> dict[str, Any]:
     """LLM-SRec's training step, forward, backward and Adam, over an epoch's mix of shapes."""
     system = bench.system
     stepper = Stepper(system.step(), system.frozen, system.state(), system.put)
-    return _epoch_stage(bench, stepper, bench.epoch, bench.work_of_epoch)
+    result = _epoch_stage(bench, stepper, bench.epoch, bench.work_of_epoch)
+    shapes = {bench.batches.shape(step) for step in range(len(bench.epoch.sample))}
+    cfg = system.cfg
+    needs = [system.job.needs(cfg.train.parts, cfg.llm.item_store, shape) for shape in shapes]
+    return result | {"estimated_bytes": max(each.program for each in needs)}
 
 
 def teacher_parts(bench: Bench) -> tuple[loaders.TeacherBatches, Epoch, Stepper]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import config, parallel, stores, train
+from llmsrec_jax import config, memory, parallel, stores, train
 from llmsrec_jax.benchmark import made
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
@@ -53,6 +53,18 @@ class System:
     @cached_property
     def made(self) -> made.Made:
         return self.made_as(self.shape)
+
+    @cached_property
+    def users(self) -> np.ndarray:
+        """Of the training set."""
+        users, limit = self.made.dataset.eligible("train"), self.cfg.train.max_users
+        return users[:limit] if limit else users
+
+    @cached_property
+    def job(self) -> memory.Job:
+        """As far as memory goes."""
+        data = self.made.builder, self.made.dataset, self.users
+        return memory.Job.of(self.cfg, self._located, *data, self.mesh)
 
     @cached_property
     def backbone(self) -> Llama:

@@ -52,7 +52,7 @@ def attend(
     if at_BT is not None:
         return _attend_xla(q_BTNH, k_BSKH, v_BSKH, mask)
     outs = []
-    for first, end in _blocks(q_BTNH.shape[1]):  # a block needs no key after its last query
+    for first, end in blocks(q_BTNH.shape[1]):  # a block needs no key after its last query
         S = start + end
         outs.append(
             _attend_xla(q_BTNH[:, first:end], k_BSKH[:, :S], v_BSKH[:, :S], mask[:, first:end, :S])
@@ -80,7 +80,7 @@ def _attend_row_by_row(
     def one(row: Any) -> Array:
         q_TNH, k_SKH, v_SKH, length, past = row
         outs = []
-        for first, end in _blocks(len(q_TNH)):
+        for first, end in blocks(len(q_TNH)):
             q = q_TNH[first:end]
             some, empty = partial(block, first), lambda row: jnp.zeros_like(row[0])
             needed = (q, k_SKH[:end], v_SKH[:end], length, past)
@@ -90,7 +90,7 @@ def _attend_row_by_row(
     return jax.lax.map(jax.checkpoint(one), (q_BTNH, k_BSKH, v_BSKH, length, past))
 
 
-def _blocks(T: int) -> list[tuple[int, int]]:
+def blocks(T: int) -> list[tuple[int, int]]:
     """Cuts T queries into at most 4 blocks of at least MIN_BLOCK: up to 3/8 of the logits are never computed."""
     number = max(1, min(4, T // MIN_BLOCK))
     edges = [T * i // number for i in range(number + 1)]

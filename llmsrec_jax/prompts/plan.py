@@ -88,18 +88,41 @@ def plan_steps(
     return [*sorted(chosen, key=lambda step: step.cost), last]
 
 
+def met(
+    steps: Sequence[StepShape],
+    users: Lengths,
+    items: Lengths,
+    rows: tuple[int, int],
+    passes: int,
+    seed: int = 0,
+) -> list[StepShape]:
+    """The shapes of `plan_steps` that at least one of so many simulated passes, other ones than there, takes."""
+    rng = np.random.default_rng([seed, passes])
+    drawn = [
+        _draw(lengths, n, passes, rng) for lengths, n in zip((users, items), rows, strict=True)
+    ]
+    fits = np.stack([step.holds(*drawn) for step in steps])
+    fits[-1] = True
+    return [steps[i] for i in np.unique(np.argmax(fits, axis=0))]
+
+
+def _draw(lengths: Lengths, rows: int, passes: int, rng: np.random.Generator) -> Lengths:
+    """Prefix and live tokens int64 [passes, rows] of sorted passes."""
+    prefix, live = (np.asarray(x, np.int64) for x in lengths)
+    if not len(live):
+        raise ValueError("no lengths to plan shapes from")
+    drawn = rng.integers(len(live), size=(passes, rows))
+    order = np.lexsort((prefix[drawn], (prefix + live)[drawn]), axis=1)
+    drawn = np.take_along_axis(drawn, order, axis=1)
+    return prefix[drawn], live[drawn]
+
+
 class _Drawn:
     """Simulated passes of prompts of one kind: sorted, and cut into groups."""
 
     def __init__(self, lengths: Lengths, rows: int, groups: int, rng: np.random.Generator):
-        prefix, live = (np.asarray(x, np.int64) for x in lengths)
-        if not len(live):
-            raise ValueError("no lengths to plan shapes from")
-        drawn = rng.integers(len(live), size=(_DRAWS, rows))
-        order = np.lexsort((prefix[drawn], (prefix + live)[drawn]), axis=1)
-        drawn = np.take_along_axis(drawn, order, axis=1)
-        self.lengths = prefix[drawn], live[drawn]
-        self._most = int(prefix.max()), int(live.max())
+        self.lengths = _draw(lengths, rows, _DRAWS, rng)
+        self._most = int(np.max(lengths[0])), int(np.max(lengths[1]))
         bounds = _cuts(*self.lengths, min(max(groups, 1), rows))
         self._rows, self._starts = np.diff(bounds), bounds[:-1]
 

@@ -220,6 +220,17 @@ class PromptBuilder:
             self._item_outro, ITEM_OUT
         )
 
+    def report_trimmed(self, when: str) -> str:
+        """Of the prompts built since the last report, how many were too long (D19); '' = none."""
+        prompts, items, tokens = self.trimmed.values()
+        self.trimmed.update(dict.fromkeys(self.trimmed, 0))
+        if not items and not tokens:
+            return ""
+        return (
+            f"prompts of {when}: of {prompts} built, {items} lost their oldest items and {tokens} lost title tokens "
+            "(prompts.max_tokens, D19)"
+        )
+
     def _count(self, prompts: int, lost_items: int, lost_title_tokens: int) -> None:
         with self._lock:
             for name, number in zip(

@@ -57,6 +57,10 @@ def test_a_run_measures_everything_on_the_fast_path(tmp_path):
     assert len(ours[0]) == 4 and all(minutes > 0 for minutes in ours[0])
     shown = (tmp_path / "benchmark.md").read_text()
     assert shown in result.stdout
+    train = found["train"]
+    counted = train["arguments_bytes"] + train["temporary_bytes"]
+    assert train["estimated_bytes"] == pytest.approx(counted, rel=0.15)
+    assert "memory per device: " in result.stdout and "estimated beforehand" in shown
     for word in (*report.TITLES.values(), "paper, LLM-SRec, A6000 | 186 | 34.2", "Matmul peak"):
         assert word in shown
 

@@ -69,7 +69,7 @@ def test_both_orders_have_the_same_gradients(monkeypatch, past):
 
 @pytest.mark.parametrize("T, number", [(0, 1), (255, 1), (256, 2), (300, 2), (5000, 4)])
 def test_blocks_cover_all_queries(T, number):
-    blocks = attention._blocks(T)
+    blocks = attention.blocks(T)
     assert len(blocks) == number and blocks[0][0] == 0 and blocks[-1][1] == T
     assert all(a[1] == b[0] for a, b in zip(blocks, blocks[1:], strict=False))
 

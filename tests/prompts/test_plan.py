@@ -208,6 +208,21 @@ class TestSteps:
         alone = [plan.choose_step(steps, one, drawn(self.ITEMS, 80)) for one in many]
         assert steps.index(chosen) >= max(map(steps.index, alone))
 
+    def test_shapes_that_passes_meet(self):
+        """Those of real draws; the one that holds anything is hardly ever met."""
+        steps, known = self.steps(), (lengths(), self.ITEMS, (20, 80))
+        met = plan.met(steps, *known, passes=300)
+        chosen = {
+            plan.choose_step(steps, drawn(lengths(), 20, seed), drawn(self.ITEMS, 80, seed))
+            for seed in range(300)
+        }
+        assert chosen - {steps[-1]} == set(met) - {steps[-1]}
+        assert len(plan.met(steps, *known, passes=1)) == 1
+        short = np.full(9, 30), np.full(9, 12)
+        assert (
+            plan.met(steps, short, (short[0] - 10, short[1] - 3), (20, 80), passes=5) == steps[:1]
+        )
+
     def test_what_holds_means(self):
         """Every group on its grid, all tokens on their axes; prefixes beyond a grid's are live tokens."""
         one = plan.StepShape(

@@ -226,6 +226,13 @@ class TestTruncation:
         assert prompts.lengths.max() == limit
         assert (prompts.kind == HISTORY).sum() == (prompts.kind >= USER_OUT).sum() == 3
         assert builder.trimmed == {"prompts": 3, "lost_items": 0, "lost_title_tokens": 2}
+        said = builder.report_trimmed("the test")
+        assert said.startswith(
+            "prompts of the test: of 3 built, 0 lost their oldest items and 2 lost t"
+        )
+        builder.items(np.array([3]))
+        assert builder.report_trimmed("the rest") == ""
+        assert builder.trimmed["prompts"] == 0
 
     def test_history_len(self):
         tokenizer, form = cases.made("byte_level"), template("reference")

@@ -1,0 +1,251 @@
+"""What training needs of every device's memory, told from shapes alone, before anything is loaded or compiled.
+
+The step that counts is the dearest of those that simulated batches take. One of only the longest prompts, which hardly ever
+comes, may need more (`Job.worst`). What passes through the LLM need is in llama/footprint.py, with what is assumed of devices
+that were not measured.
+"""
+
+import math
+import re
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from llmsrec_jax import config, parallel, processes, stores
+from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.llama.footprint import Footprint, Pass
+from llmsrec_jax.llama.sharding import FSDP, TENSOR
+from llmsrec_jax.llama.weights import compute_dtype
+from llmsrec_jax.models import llm4rec
+from llmsrec_jax.prompts import layout, plan
+from llmsrec_jax.prompts.prompts import PromptBuilder
+
+GIB = 1 << 30
+FP32 = 4  # bytes of everything that trains
+PROJECTED = 6  # [slots, D] of the item projector that its backward pass needs
+PASSES = (
+    4000  # at most so many are simulated: a longer run may meet a shape that none of them takes
+)
+
+
+class Needs(NamedTuple):
+    """Bytes on each device."""
+
+    weights: int  # of the frozen backbone
+    teacher: int  # its item vectors
+    trained: int  # with Adam's two moments
+    store: int  # keys and values of item prefixes
+    batch: int
+    step: int  # activations and gradients
+    filling: int  # of the store, once
+    encoding: int  # a block of prompts, in validations
+
+    @property
+    def kept(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.teacher + self.trained + self.store
+
+    @property
+    def program(self) -> int:
+        """What XLA counts for a training step: arguments and temporary memory."""
+        return self.kept + self.batch + self.step
+
+    @property
+    def total(self) -> int:
+        """At most at any time; while a step is computed the next batch comes in."""
+        return self.kept + max(2 * self.batch + self.step, self.filling, self.encoding)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, as far as memory goes."""
+
+    cfg: config.Config
+    llama: LlamaConfig
+    users: plan.Lengths  # of all training prompts
+    items: plan.Lengths  # of the whole catalogue
+    devices: int
+    batch: int  # users per step, over all devices
+    steps: int  # 0: training is over, vectors are still to be made
+    _planned: dict[Any, Any] = field(default_factory=dict)  # a cache
+
+    @classmethod
+    def of(
+        cls,
+        cfg: config.Config,
+        backbone: tuple[LlamaConfig, Path | None],
+        builder: PromptBuilder,
+        dataset: Dataset,
+        users: np.ndarray,
+        mesh: parallel.DeviceMesh,
+        over: bool = False,
+    ) -> "Job":
+        """backbone: as `llama.config.locate` finds it. users: of the training set. over: they are not trained on any more."""
+        llama, folder = backbone
+        if folder is None:  # a random one has the vocabulary of the tokenizer
+            llama = replace(llama, vocab=builder.tokenizer.vocab_size)
+        items = builder.items(np.arange(1, dataset.catalog.size))
+        batch = min(cfg.train.batch, len(users))
+        return cls(
+            cfg,
+            llama,
+            builder.user_lengths(dataset.inputs("train", users)),
+            (items.prefix_len, items.live_lengths),
+            mesh.mesh.size,
+            batch,
+            0 if over else cfg.train.epochs * (len(users) // batch),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Users per device and step."""
+        return self.batch * self.cfg.mesh.tensor // self.devices
+
+    @property
+    def prefixes(self) -> int:
+        """Bytes of those of all items."""
+        return self._stored(int(self.items[0].sum()))
+
+    def needs(self, parts: int, store: str, shape: plan.StepShape | None = None) -> Needs:
+        """With `parts` passes per step and the item store `store`. shape: of the step; None = the dearest that is likely to come."""
+        shapes = self._shapes(parts)[0] if shape is None else [shape]
+        kept, llm = store != "recompute", self._llm
+        step = max(shapes, key=lambda one: self._step(one, kept))
+        longest = max(1, int(self.items[0].max()))
+        block = max(stores.BLOCK_TOKENS, longest)  # of prefixes, to fill the store
+        filled = Pass((), [(block // longest, 0, longest)], block, 0)
+        brought = self._stored(step.item_tokens.prefix) if store == "host" else 0
+        return Needs(
+            weights=llm.weights,
+            teacher=(len(self.items[0]) + 1) * self.cfg.teacher.d * FP32,
+            trained=3 * self._gradients,
+            store=self.prefixes + self._stored(block) if store == "hbm" else 0,
+            batch=parts * (brought + _numbers(step, kept)),
+            step=self._step(step, kept),
+            filling=llm.forward(filled) + self._stored(block) if kept else 0,
+            encoding=max(
+                *(self._encoding(grid, "recompute") for grid in self._blocks(self.users, False)),
+                *(self._encoding(grid, store) for grid in self._blocks(self.items, kept)),
+            ),
+        )
+
+    def worst(self, parts: int, store: str) -> int:
+        """Bytes in all, with a step of only the longest prompts."""
+        return self.needs(parts, store, self._shapes(parts)[1]).total
+
+    def changed(self, changes: dict[str, Any]) -> "Job":
+        """With other settings, on as many devices as they take.
+
+        Raises:
+          ValueError: they are not legal together.
+        """
+        cfg = config.apply(self.cfg, changes)
+        config.validate(cfg)
+        batch, shared = min(self.batch, cfg.train.batch), cfg.mesh.fsdp * cfg.mesh.tensor
+        devices = self.devices if self.devices % shared == 0 else shared
+        if batch * cfg.mesh.tensor % devices or self.llama.d % shared:
+            raise ValueError(f"{changes}: not divisible")
+        if cfg.mesh.mode == "pmap" and shared > 1:
+            raise ValueError(f"{changes}: not with mesh.mode=pmap")
+        return replace(self, cfg=cfg, batch=batch, devices=devices)
+
+    @property
+    def _llm(self) -> Footprint:
+        cut, llm = {FSDP: self.cfg.mesh.fsdp, TENSOR: self.cfg.mesh.tensor}, self.cfg.llm
+        quantised, platform = llm.quant != "none", jax.default_backend()
+        return Footprint(self.llama, compute_dtype(llm.dtype), quantised, cut, platform)
+
+    @property
+    def _gradients(self) -> int:
+        """Bytes of everything that trains."""
+        widths, head = (self.cfg.teacher.d, self.llama.d), self.cfg.head
+        options = (*widths, *astuple(head))
+        if options not in self._planned:
+            new = lambda: llm4rec.LLMSRec(*widths, head, (0.0, 1.0), nnx.Rngs(params=0))
+            params = jax.tree.leaves(nnx.state(nnx.eval_shape(new)))
+            self._planned[options] = FP32 * sum(math.prod(x.shape) for x in params)
+        return self._planned[options]
+
+    def _stored(self, tokens: int) -> int:
+        """Bytes of prefixes in a store."""
+        return stores.nbytes(self.llama, tokens, stores.kept_as(self.cfg.llm))
+
+    def _shapes(self, parts: int) -> tuple[list[plan.StepShape], plan.StepShape]:
+        """Those that are likely to come, and the one that holds any pass."""
+        cfg, seed, rows = self.cfg.train, self.cfg.seed, self.rows // parts
+        passes = min(PASSES, max(self.steps, 1) * self.devices * parts)
+        options = (rows, cfg.negatives, cfg.length_groups, cfg.shapes, passes)
+        if options not in self._planned:
+            lengths = self.users, self.items, (rows, rows * (1 + cfg.negatives))
+            found = plan.plan_steps(*lengths, cfg.length_groups, cfg.shapes, seed)
+            self._planned[options] = plan.met(found, *lengths, passes, seed), found[-1]
+        return self._planned[options]
+
+    def _step(self, step: plan.StepShape, kept: bool) -> int:
+        """Of the backward pass: activations of the LLM, those of the slots' projections, and gradients."""
+        made = step.users if kept else (*step.users, *step.items)
+        one = Pass(
+            (*step.users, *step.items),
+            [(grid.rows, 0, grid.prefix) for grid in made],
+            _prefix(step, kept),
+            step.user_tokens.live + step.item_tokens.live,
+        )
+        users, items = (sum(grid.rows for grid in kind) for kind in (step.users, step.items))
+        slots = users * self.cfg.prompts.history_len + items
+        projected = PROJECTED * slots * self.llama.d * FP32
+        return self._gradients + projected + self._llm.training(one, self.cfg.llm.remat)
+
+    def _blocks(self, lengths: plan.Lengths, kept: bool) -> set[layout.Shape]:
+        """Of prompts to encode, in validations."""
+        planned, cfg = plan.plan_stored if kept else plan.plan_sorted, self.cfg.evaluate
+        options = (id(lengths), kept, cfg.batch, cfg.shapes)
+        if options not in self._planned:
+            blocks = planned(*lengths, cfg.batch, cfg.shapes)
+            self._planned[options] = {shape for _, shape in blocks}
+        return self._planned[options]
+
+    def _encoding(self, grid: layout.Shape, store: str) -> int:
+        prefix, live = grid.rows * grid.prefix, grid.rows * grid.live
+        if store == "recompute":
+            return self._llm.forward(Pass([grid], [(grid.rows, 0, grid.prefix)], prefix, live))
+        brought = 2 * self._stored(prefix) if store == "host" else 0  # the next block comes in
+        return self._llm.forward(Pass([grid], (), 0, live)) + brought
+
+
+def _prefix(step: plan.StepShape, kept: bool) -> int:
+    """Tokens of the axis of prefixes."""
+    return step.user_tokens.prefix + (0 if kept else step.item_tokens.prefix)
+
+
+def _numbers(step: plan.StepShape, kept: bool) -> int:
+    """Bytes of a part's tokens and of where they are (batch.PromptBatch)."""
+    live = step.user_tokens.live + step.item_tokens.live
+    places = sum(grid.rows * (grid.prefix + grid.live) for grid in (*step.users, *step.items))
+    return 17 * live + 12 * _prefix(step, kept) + 4 * places
+
+
+def available(mesh: parallel.DeviceMesh, memory_gib: float) -> int | None:
+    """Bytes that are free on the fullest device, the same in all processes; None = unknown.
+
+    memory_gib: `mesh.memory_gib`. Devices that keep no account of their own share the machine's memory.
+    """
+    if memory_gib:
+        return int(memory_gib * GIB)
+    own = [d for d in mesh.mesh.devices.flat if d.process_index == jax.process_index()]
+    stats = [device.memory_stats() or {} for device in own]
+    if all("bytes_limit" in one for one in stats):
+        return processes.least(min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats))
+    machine = host_memory()
+    return None if machine is None else machine // len(own)
+
+
+def host_memory() -> int | None:
+    """Bytes of the machine's memory that are free, the least of all processes' machines; None = unknown."""
+    file = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", file.read_text()) if file.exists() else None
+    return processes.least(int(found[1]) << 10 if found else None)
