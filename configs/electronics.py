@@ -28,6 +28,7 @@ def get_config(arg: str | None = None) -> config.Config:
             "data.category": "Electronics",
             "data.user_share": 0.05,
             "llm.path": "meta-llama/Llama-3.2-3B-Instruct",
+            "llm.item_store": "auto",
             "train.batch": 16,
         },
     )

@@ -28,6 +28,7 @@ def get_config(arg: str | None = None) -> config.Config:
             "data.category": "Industrial_and_Scientific",
             "data.user_share": 1.0,
             "llm.path": "meta-llama/Llama-3.2-3B-Instruct",
+            "llm.item_store": "auto",
             "train.batch": 20,
         },
     )

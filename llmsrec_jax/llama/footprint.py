@@ -29,11 +29,7 @@ from llmsrec_jax.llama.sharding import RULES, TENSOR
 from llmsrec_jax.llama.weights import INPUTS
 
 FP32, INT8 = 4, 1
-PER_PAIR = (
-    2 * FP32
-)  # of logits at work: themselves and their exponentials, or their gradients  # bytes per query, key and head of logits at hand: themselves, their exponentials, their gradients
-
-
+PER_PAIR = 2 * FP32  # of logits at work: themselves and their exponentials, or their gradients
 Grid = tuple[int, int, int]  # rows, prefix, live
 
 
