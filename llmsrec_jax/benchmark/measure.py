@@ -84,6 +84,8 @@ def run(
         (out / "benchmark.md").write_text(report.markdown(results))
         say(f"{section or 'measured'}: {name}")
 
+    if {"train", "items"} & set(options.stages) and (kept := stages.store(bench)):
+        keep("", "store", kept)
     for name, measure in STAGES.items():
         if name not in options.stages:
             continue

@@ -100,17 +100,21 @@ def _stages(results: Mapping[str, Any]) -> list[str]:
 
 
 def _memory(results: Mapping[str, Any]) -> list[str]:
-    if "train" not in results:
-        return []
-    found = results["train"]
-    estimated, counted = (
-        found["estimated_bytes"],
-        found["arguments_bytes"] + found["temporary_bytes"],
-    )
-    return [
-        f"Memory of a training step: estimated beforehand {estimated / 2**30:.3g} GiB, by XLA's account "
-        f"{counted / 2**30:.3g} GiB, {estimated / counted:.2f} times as much."
-    ]
+    lines = []
+    if "store" in results:
+        kept = results["store"]
+        lines.append(
+            f"Item prefixes kept (llm.item_store={kept['kind']}): {kept['bytes'] / 2**30:.3g} GiB, made once in "
+            f"{_number(kept['wall'])} s, compilation included."
+        )
+    if "train" in results:
+        found = results["train"]
+        counted = found["arguments_bytes"] + found["temporary_bytes"]
+        lines.append(
+            f"Memory of a training step: estimated beforehand {found['estimated_bytes'] / 2**30:.3g} GiB, by XLA's "
+            f"account {counted / 2**30:.3g} GiB: {found['estimated_bytes'] / counted:.2f} times as much."
+        )
+    return lines
 
 
 def _inference(results: Mapping[str, Any]) -> list[str]:

@@ -150,6 +150,15 @@ def _stage(programs: Programs, times: list[timing.Timed]) -> dict[str, Any]:
     return {**timing.spreads(times), **programs.summary(), **timing.peak_bytes()}
 
 
+def store(bench: Bench) -> dict[str, Any] | None:
+    """Making the item store, as a run does it: once, with compilation. None where none is kept."""
+    taken = timing.timed(lambda: [bench.system.store])
+    kept = bench.system.store
+    if kept is None:
+        return None
+    return {**taken._asdict(), "bytes": kept.nbytes, "kind": bench.system.cfg.llm.item_store}
+
+
 class Stepper:
     """Runs training steps one after the other: the state is donated from step to step."""
 

@@ -43,7 +43,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_measures_everything_on_the_fast_path(tmp_path):
-    result = run("--repeats=2", f"--out={tmp_path}")
+    result = run("--repeats=2", f"--out={tmp_path}", "--config.llm.item_store=hbm")
     assert result.returncode == 0, result.stderr
     imported = result.stdout.rpartition("IMPORTED")[2].split()
     assert "flax" in imported and not HEAVY & set(imported)
@@ -61,6 +61,8 @@ def test_a_run_measures_everything_on_the_fast_path(tmp_path):
     counted = train["arguments_bytes"] + train["temporary_bytes"]
     assert train["estimated_bytes"] == pytest.approx(counted, rel=0.15)
     assert "memory per device: " in result.stdout and "estimated beforehand" in shown
+    assert found["store"]["bytes"] > 0 and found["store"]["wall"] > 0
+    assert "Item prefixes kept (llm.item_store=hbm): " in shown
     for word in (*report.TITLES.values(), "paper, LLM-SRec, A6000 | 186 | 34.2", "Matmul peak"):
         assert word in shown
 
