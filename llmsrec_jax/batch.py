@@ -16,7 +16,7 @@ Array = Any  # numpy on the host, jax.Array on the device
 class Grid(NamedTuple):
     """Sequences of similar length side by side, as attention takes them: where on a flat axis their tokens are."""
 
-    at: Array  # int32 [rows, T]; beyond a sequence's end: the length of the axis
+    at: Array  # int32 [rows, T]; beyond a sequence's end: its own pads where the axis is the grids, else a place beyond the axis
     length: Array  # int32 [rows]
 
 
@@ -39,7 +39,7 @@ class PromptBatch(NamedTuple):
     prefix_ids: Array  # int32 [A of prefix]
     prefix: Flat
     stored: tuple[Grid, ...]  # prefixes whose keys and values are at hand: where, on their axis
-    kv: Any  # those keys and values (llama.model.KV), where they came along; None = the model's own store
+    kv: Any  # those keys and values (llama.kv.KV), where they came along; None = the model's own store
     ids: Array  # int32 [A of live]; 0 at slots and pads
     kind: Array  # int8 [A of live] TOKEN | HISTORY | USER_OUT | ITEM_OUT; an Out slot is the last token of its prompt
     live: Flat

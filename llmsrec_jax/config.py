@@ -164,8 +164,8 @@ class Train:
     patience: int = 10  # validations without improvement before stopping (D22); 0 = never
     metric: str = "hr@10"  # selects the checkpoint: hr@k | ndcg@k | mrr@k, sampled ranking (D24)
     max_users: int = 0  # seeded sample of training users; 0 = all
-    length_groups: int = 3  # a batch is cut into this many groups of similar prompt length
-    shapes: int = 4  # compiled shapes at most (per kind of prompt)
+    length_groups: int = 3  # of users of similar prompt length in a batch; items have one less
+    shapes: int = 4  # compiled steps at most
     # passes through the LLM per step; 0 = as few as fit. More than one need less memory and one more forward
     # pass; the loss and its gradients stay those of the whole batch
     parts: int = 0
@@ -182,7 +182,7 @@ class Evaluate:
     ties: Literal["average", "pessimistic", "optimistic"] = "average"  # (D42)
     score: Literal["dot", "cosine"] = "dot"  # (D45)
     mask_seen: bool = True  # full ranking skips the user's history
-    batch: int = 64  # prompts per encoding step and device
+    batch: int = 64  # prompts per encoding step and device; more where prefixes are stored
     shapes: int = 8  # compiled shapes at most (per kind of prompt)
     show_users: int = 3  # users printed with history and top-5 titles
 

@@ -158,7 +158,7 @@ class LLMBatches:
         rows = self.rows // self.parts
         self.shapes = plan.plan_steps(
             *(self.user_lengths, self.item_lengths, (rows, rows * (1 + cfg.train.negatives))),
-            *(cfg.train.length_groups, cfg.train.shapes, cfg.seed),
+            *(cfg.train.length_groups, cfg.train.shapes, cfg.seed, store is not None),
         )
 
     def __call__(self, step: int) -> LLMBatch:

@@ -103,8 +103,8 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Users per device and step."""
-        return self.batch * self.cfg.mesh.tensor // self.devices
+        """Users per device and step; a run that only encodes needs no even ones."""
+        return max(1, self.batch * self.cfg.mesh.tensor // self.devices)
 
     @property
     def prefixes(self) -> int:
@@ -113,7 +113,7 @@ class Job:
 
     def needs(self, parts: int, store: str, shape: plan.StepShape | None = None) -> Needs:
         """With `parts` passes per step and the item store `store`. shape: of the step; None = the dearest that is likely to come."""
-        shapes = self._shapes(parts)[0] if shape is None else [shape]
+        shapes = self._shapes(parts, store)[0] if shape is None else [shape]
         kept, llm = store != "recompute", self._llm
         step = max(shapes, key=lambda one: self._step(one, kept))
         longest = max(1, int(self.items[0].max()))
@@ -136,7 +136,7 @@ class Job:
 
     def worst(self, parts: int, store: str) -> int:
         """Bytes in all, with a step of only the longest prompts."""
-        return self.needs(parts, store, self._shapes(parts)[1]).total
+        return self.needs(parts, store, self._shapes(parts, store)[1]).total
 
     def changed(self, changes: dict[str, Any]) -> "Job":
         """With other settings, on as many devices as they take.
@@ -175,14 +175,15 @@ class Job:
         """Bytes of prefixes in a store."""
         return stores.nbytes(self.llama, tokens, stores.kept_as(self.cfg.llm))
 
-    def _shapes(self, parts: int) -> tuple[list[plan.StepShape], plan.StepShape]:
+    def _shapes(self, parts: int, store: str) -> tuple[list[plan.StepShape], plan.StepShape]:
         """Those that are likely to come, and the one that holds any pass."""
         cfg, seed, rows = self.cfg.train, self.cfg.seed, self.rows // parts
         passes = min(PASSES, max(self.steps, 1) * self.devices * parts)
-        options = (rows, cfg.negatives, cfg.length_groups, cfg.shapes, passes)
+        kept = store != "recompute"
+        options = (rows, cfg.negatives, cfg.length_groups, cfg.shapes, passes, kept)
         if options not in self._planned:
             lengths = self.users, self.items, (rows, rows * (1 + cfg.negatives))
-            found = plan.plan_steps(*lengths, cfg.length_groups, cfg.shapes, seed)
+            found = plan.plan_steps(*lengths, cfg.length_groups, cfg.shapes, seed, kept)
             self._planned[options] = plan.met(found, *lengths, passes, seed), found[-1]
         return self._planned[options]
 
@@ -245,7 +246,8 @@ def available(mesh: parallel.DeviceMesh, memory_gib: float) -> int | None:
 
 
 def host_memory() -> int | None:
-    """Bytes of the machine's memory that are free, the least of all processes' machines; None = unknown."""
+    """Bytes of free memory for this process and every other one: those of one machine share it; None = unknown."""
     file = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+) kB", file.read_text()) if file.exists() else None
-    return processes.least(int(found[1]) << 10 if found else None)
+    shared = processes.on_this_machine()
+    return processes.least((int(found[1]) << 10) // shared if found else None)

@@ -88,7 +88,8 @@ def choose(job: Job, mesh: parallel.DeviceMesh) -> Plan:
 
 
 def _chosen(job: Job, limit: int | None, host: int | None) -> Plan:
-    wanted, stores = job.cfg.train.parts, _stores(job, limit, host)
+    wanted = job.cfg.train.parts if job.steps else 1
+    stores = _stores(job, limit, host)
     plans: list[Plan] = []
     for parts in [loaders.parts_of(job.rows, wanted)] if wanted else divisors(job.rows):
         plans = [

@@ -103,14 +103,15 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "llmsrec_jax"))
 
 
-def keep_precise(dtype: Any) -> None:
-    """Where float32 is asked for, products are in float32: accelerators would round their factors."""
-    if dtype == jnp.float32:
-        jax.config.update("jax_default_matmul_precision", "highest")
+def keep_precise() -> None:
+    """Products of float32 are in float32, for the teacher and the heads whatever the backbone's dtype: accelerators would
+    round their factors."""
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def keep_memory() -> None:
-    """What a step gives back stays with the process for the next one, at most 2 GiB, where glibc hands out memory.
+    """What a step gives back stays with the process for the next one, up to 2 GiB at the end of the heap, where glibc
+    hands out memory.
 
     By default every large buffer is mapped anew, and cleared page by page: a tenth and more of a training step on processors.
     To be called before JAX starts its threads, which otherwise have arenas of their own.

@@ -484,8 +484,9 @@ def run(cfg: config.Config, workdir: Path, mode: str = "run", distributed: str =
     parallel.keep_memory()
     parallel.keep_compiled()
     processes.connect(distributed)
+    parallel.keep_precise()
     cfg = config.apply(cfg, {"llm.dtype": weights.chosen(cfg.llm.dtype)})
-    parallel.keep_precise(weights.compute_dtype(cfg.llm.dtype))
+    cfg = config.apply(cfg, {"llm.item_store_dtype": stores.chosen(cfg.llm)})
     with contextlib.ExitStack() as stack:
         with processes.led("work folder") as leads:
             if leads:

@@ -77,6 +77,11 @@ def kept_as(cfg: config.LLM) -> Any:
     return words[cfg.item_store_dtype]
 
 
+def chosen(cfg: config.LLM) -> str:
+    """`llm.item_store_dtype`, with one word for that of the layers."""
+    return "auto" if kept_as(cfg) == weights.compute_dtype(cfg.dtype) else cfg.item_store_dtype
+
+
 def of(
     cfg: config.LLM,
     llama: tuple[nnx.GraphDef, nnx.State],
@@ -121,6 +126,8 @@ def build(
         return jax.tree.map(put, store, new)
 
     compute = parallel.everywhere(made, mesh)
+    if total >= 1 << 31:
+        raise ValueError(f"{total} prefix tokens: a store holds less than 2^31 of them")
     blocks = list(_blocks(items, order))
     room = total + max(len(ids) for _, ids, _ in blocks)  # the next block overwrites a block's pads
     empty = partial(_empty, cfg, room, dtype)

@@ -59,6 +59,9 @@ def test_a_store_where_even_the_longest_prompts_fit(job, monkeypatch):
 
 def test_no_store_for_prefixes_that_are_hardly_read(job):
     assert choose(replace(job, steps=0), 1 << 50).item_store == "recompute"
+    thirds = config.apply(job.cfg, {"train.parts": 3})
+    encodes = replace(job, steps=0, devices=16 * job.batch, cfg=thirds)
+    assert memory_plan.choose(encodes, MESH).parts == 1  # vectors are made in no parts
     assert choose(job, 1 << 50, mesh__tensor=2).item_store == "recompute"
 
 

@@ -39,6 +39,9 @@ MESHES: dict[str, dict[str, Any]] = {
     "tensor 2": {"devices": 2, "tensor": 2},
     "data 2, tensor 2": {"devices": 4, "tensor": 2},
 }
+IN_PARTS = (
+    "fsdp 2, tensor 2"  # of its users, one after the other, while the devices exchange weights
+)
 # each costs a compilation of everything
 OFTEN = ("data 2", "fsdp 2, tensor 2")
 COMPARED = [
@@ -68,8 +71,9 @@ def backbone(made: System, mesh: parallel.DeviceMesh) -> tuple[nnx.GraphDef, llm
 class Trained:
     """Gradients of the first step, then STEPS steps, on some devices."""
 
-    def __init__(self, made: System, mesh: parallel.DeviceMesh):
-        batches, (llama, frozen) = made.batches(mesh.parts), backbone(made, mesh)
+    def __init__(self, made: System, mesh: parallel.DeviceMesh, parts: int = 1):
+        batches = made.batches(mesh.parts, {"train.parts": parts})
+        llama, frozen = backbone(made, mesh)
         step = partial(train.llm_step, model=made.model, llama=llama, cfg=made.cfg, axis=mesh.axis)
         wrapped = parallel.train_wrapper(step, mesh)
         start = train.init_state(jax.tree.map(jnp.copy, made.params), made.cfg.train.lr, 0.98)
@@ -95,7 +99,8 @@ def one(made) -> Trained:
 
 @pytest.fixture(scope="module", params=COMPARED)
 def many(made, request) -> Trained:
-    return Trained(made, mesh_of(**MESHES[request.param]))
+    parts = 2 if request.param == IN_PARTS else 1
+    return Trained(made, mesh_of(**MESHES[request.param]), parts)
 
 
 def test_loss_terms_are_those_of_the_global_batch(one, many):

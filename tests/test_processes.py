@@ -132,10 +132,14 @@ def short(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axis", ["mesh.fsdp", "mesh.tensor", "mesh.mode"])
-def test_a_backbone_of_two_processes(short, tmp_path, axis):
-    """Neither has all of it (or, through pmap, both do); along `tensor` both bring the same rows."""
-    changes = {**SHORT, axis: "pmap" if axis == "mesh.mode" else 2}
+@pytest.mark.parametrize(
+    "setting",
+    [("mesh.fsdp", 2), ("mesh.tensor", 2), ("mesh.mode", "pmap"), ("llm.item_store", "host")],
+    ids=lambda setting: setting[0],
+)
+def test_a_backbone_of_two_processes(short, tmp_path, setting):
+    """Neither has all of it (or, through pmap, both do); along `tensor` both bring the same rows; each keeps prefixes itself."""
+    changes = SHORT | dict([setting])
     code, said = Program(tmp_path, tmp_path / "run", **changes).finish()
     assert code == 0, said
     assert_same(tmp_path / "run", short)

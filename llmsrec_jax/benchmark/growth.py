@@ -34,7 +34,12 @@ FIXED = {
     "evaluate.batch": 16,
     "evaluate.max_users": 0,
     "evaluate.shapes": 1,
+    "llm.item_store": "recompute",
+    "llm.item_store_dtype": "auto",
     "mesh.devices": 1,
+    "mesh.mode": "shard_map",
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
 }
 BASE_USERS, BASE_ITEMS, BASE_HISTORY = 1000, 1000, 10
 TIMES, HISTORY_TIMES = (1, 3, 10), (0.5, 1, 2)

@@ -61,6 +61,10 @@ def run(
         raise ValueError(
             f"--vs compares equal results, llm.quant={cfg.llm.quant!r} has others: leave one out"
         )
+    if options.vs and cfg.llm.item_store_dtype != "auto":
+        raise ValueError(
+            f"--vs compares equal results, llm.item_store_dtype={cfg.llm.item_store_dtype!r} may have others: leave one out"
+        )
     if options.vs and cfg.mesh.devices != 1 and jax.device_count() > 1:
         raise ValueError("--vs compares on one device: add --config.mesh.devices=1")
     system = System(cfg, made.shape(cfg.data))
@@ -69,7 +73,7 @@ def run(
         plan.require()
         say(plan.report())
     system = replace(system, cfg=plan.apply(cfg))
-    parallel.keep_precise(system.dtype)
+    parallel.keep_precise()
     bench = Bench(system, options.repeats, say)
     results = bench.results
     results["environment"] = environment(system)

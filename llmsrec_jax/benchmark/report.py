@@ -198,8 +198,8 @@ def _growth(results: Mapping[str, Any]) -> list[str]:
         each = users["bytes_each"]
         note += (
             f" A user more costs {each['arguments'] + each['temporary']:,.0f} bytes on the device. On the host it costs "
-            f"{each['host']:,.0f}: interactions, candidates, the length of its prompt and the teacher's vector; and up to "
-            f"{each['host_peak']:,.0f} while users are encoded, whose prompts are there then."
+            f"{each['host']:,.0f}: interactions, candidates, the length of its prompt and the teacher's vector; at most "
+            f"{each['host_peak']:,.0f} at any time."
         )
     return [*lines, note]
 

@@ -76,12 +76,11 @@ class Epoch:
     steps: int
     counts: dict[Any, float]
     examples: dict[Any, Any]
-    sample: list[Any]
     build: list[float]  # seconds per batch
 
     @classmethod
     def of(cls, batches: Callable[[int], Any], steps: int, most: int) -> "Epoch":
-        seen, examples, sample, build = collections.Counter(), {}, [], []
+        seen, examples, build = collections.Counter(), {}, []
         for step in range(min(steps, most)):
             start = time.perf_counter()
             batch = batches(step)
@@ -89,14 +88,18 @@ class Epoch:
             key = timing.shapes_of(batch)
             seen[key] += 1
             examples.setdefault(key, batch)
-            sample.append(batch)
-        counts = {key: n * steps / len(sample) for key, n in seen.items()}
-        return cls(steps, counts, examples, sample, build)
+        counts = {key: n * steps / len(build) for key, n in seen.items()}
+        return cls(steps, counts, examples, build)
+
+    @property
+    def sampled(self) -> int:
+        """How many steps were looked at."""
+        return len(self.build)
 
     def total(self, of_step: Callable[[int], work.Work]) -> work.Work:
         """Work of the whole epoch, in proportion to the sample."""
-        sampled = len(self.sample)
-        return work.summed(map(of_step, range(sampled))).scaled(self.steps / sampled)
+        summed = work.summed(map(of_step, range(self.sampled)))
+        return summed.scaled(self.steps / self.sampled)
 
 
 def peak(bench: Bench) -> dict[str, Any]:
@@ -198,7 +201,7 @@ def train(bench: Bench) -> dict[str, Any]:
     system = bench.system
     stepper = Stepper(system.step(), system.frozen, system.state(), system.put)
     result = _epoch_stage(bench, stepper, bench.epoch, bench.work_of_epoch)
-    shapes = {bench.batches.shape(step) for step in range(len(bench.epoch.sample))}
+    shapes = {bench.batches.shape(step) for step in range(bench.epoch.sampled)}
     cfg = system.cfg
     needs = [system.job.needs(cfg.train.parts, cfg.llm.item_store, shape) for shape in shapes]
     return result | {"estimated_bytes": max(each.program for each in needs)}
@@ -215,9 +218,9 @@ def teacher_parts(bench: Bench) -> tuple[loaders.TeacherBatches, Epoch, Stepper]
 
 def teacher(bench: Bench) -> dict[str, Any]:
     """SASRec's training step, over an epoch's mix of shapes; building its batches apart."""
-    _, epoch, stepper = teacher_parts(bench)
+    batches, epoch, stepper = teacher_parts(bench)
     cfg = bench.system.cfg.teacher
-    total = epoch.total(lambda step: work.windows(cfg, epoch.sample[step]))
+    total = epoch.total(lambda step: work.windows(cfg, batches(step)))
     result = _epoch_stage(bench, stepper, epoch, total)
     loading = Spread.of(epoch.build).scaled(epoch.steps / MINUTE)
     return result | {"loading_minutes_per_epoch": loading}

@@ -25,7 +25,10 @@ TEACHER_STEPS = 5  # of an epoch, for PyTorch: all cost the same
 CHECKED = {
     "llm.dtype": "fp32",
     "llm.remat": "inputs",
+    "llm.item_store": "recompute",  # and where all items' would not fit a second time
+    "llm.item_store_dtype": "auto",
     "train.batch": 4,
+    "train.parts": 1,
     "train.length_groups": 1,
     "train.shapes": 1,
     "evaluate.batch": 4,
@@ -93,7 +96,7 @@ def train(bench: Bench, names: Sequence[str], steps: int) -> dict[str, Any]:
     checked = _check_losses(bench, names) if bench.system.dtype != np.float32 else None
     jobs, first = {}, {}
     for name, (prepare, run) in _trainers(bench, names).items():
-        prepared = [prepare(step) for step in range(min(steps, len(bench.epoch.sample)))]
+        prepared = [prepare(step) for step in range(min(steps, bench.epoch.sampled))]
         jobs[name] = lambda p=prepared, run=run: [run(batch) for batch in p]
         first[name] = jobs[name]()  # compiles what is left to compile
     if checked is None:
@@ -193,11 +196,11 @@ def teacher(bench: Bench) -> dict[str, Any]:
     from llmsrec_jax.benchmark import torch_sasrec
 
     calm = _changed(bench, {"teacher.dropout": 0.0})  # what is dropped differs
-    batches, epoch, stepper = stages.teacher_parts(calm)
-    stepper.add(epoch.sample[0])
+    batches, _, stepper = stages.teacher_parts(calm)
+    stepper.add(batches(0))
     trainer = torch_sasrec.Trainer(calm.system)
     losses = {
-        OURS: [float(stepper(epoch.sample[0])["loss"]) for _ in range(2)],
+        OURS: [float(stepper(batches(0))["loss"]) for _ in range(2)],
         "torch": [trainer(torch_sasrec.windows(batches, 0)) for _ in range(2)],
     }
     agree("losses of the teacher", losses)

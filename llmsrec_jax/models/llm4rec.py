@@ -73,6 +73,8 @@ def _past(llama: Llama, prompts: PromptBatch, items: KV | None) -> list[Source |
     made = llama.prefill(prompts.prefix_ids, prompts.prefix) if has_prefix else None
     sources = [(made, grid) for grid in prompts.prefix.grids]
     stored = items if prompts.kv is None else prompts.kv
+    if prompts.stored and stored is None:
+        raise ValueError("prompts whose prefixes are stored, and no store")
     sources += [(stored, grid) for grid in prompts.stored]
     return [None if kv is None or not grid.at.shape[1] else (kv, grid) for kv, grid in sources]
 

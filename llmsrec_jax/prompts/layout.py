@@ -13,8 +13,8 @@ from llmsrec_jax.prompts.prompts import Prompts
 class Shape(NamedTuple):
     """Static sizes of a grid of prompts. It holds a prompt when P prefix and T live tokens do.
 
-    Prefix tokens beyond P are fed as live tokens, which changes no result (they are constant, only their work is not
-    saved): so each shape is free to choose its P.
+    Prefix tokens beyond P are fed as live tokens, which changes no result where they are computed (they are constant, only
+    their work is not saved): so each shape is free to choose its P. What is stored may be rounded: it is taken whole.
     """
 
     rows: int

@@ -31,15 +31,18 @@ class StepShape(NamedTuple):
     items: tuple[Shape, ...]
     user_tokens: Budget
     item_tokens: Budget
+    stored: bool = False  # the items' prefixes are at hand
 
     @property
     def cost(self) -> float:
         """In forward passes of a token."""
-        tokens = sum(b.prefix + _LIVE_COST * b.live for b in (self.user_tokens, self.item_tokens))
-        pairs = sum(
-            rows * (P * P + _LIVE_COST * T * (P + T)) for rows, P, T in (*self.users, *self.items)
-        )
-        return tokens + pairs / _PAIRS
+        both = *self.users, *self.items
+        computed = self.users if self.stored else both
+        prefix = self.user_tokens.prefix + (0 if self.stored else self.item_tokens.prefix)
+        live = self.user_tokens.live + self.item_tokens.live
+        pairs = sum(rows * _LIVE_COST * T * (P + T) for rows, P, T in both)
+        pairs += sum(rows * P * P for rows, P, _ in computed)
+        return prefix + _LIVE_COST * live + pairs / _PAIRS
 
     def holds(self, users: Lengths, items: Lengths) -> np.ndarray:
         """bool [...]: which sorted passes (int [..., n] prefix and live tokens) fit."""
@@ -66,21 +69,25 @@ def plan_steps(
     groups: int,
     max_shapes: int,
     seed: int = 0,
+    stored: bool = False,
 ) -> list[StepShape]:
-    """Training: `rows` prompts of users and items per pass, each sorted by length and cut into groups.
+    """Training: `rows` prompts of users and items per pass, each sorted by length and cut into groups, items into one less.
 
     Passes are simulated from the lengths (int [n] each); shapes that save most are added one by one. Cheapest first;
-    the last one holds any pass.
+    the last one holds any pass. stored: the items' prefixes are at hand, and taken whole: what is kept may be rounded, so that
+    a part of it computed anew would depend on the shape.
     """
     rng = np.random.default_rng(seed)
     kinds = [
-        _Drawn(lengths, n, cuts, rng)
-        for lengths, n, cuts in zip((users, items), rows, (groups, groups - 1), strict=True)
+        _Drawn(lengths, n, cuts, rng, whole)
+        for lengths, n, cuts, whole in zip(
+            (users, items), rows, (groups, groups - 1), (False, stored), strict=True
+        )
     ]
     user, item = ([kind.sizes(q, b) for q in _QUANTILES for b in _QUANTILES] for kind in kinds)
-    steps = [StepShape(u[0], i[0], u[1], i[1]) for u, i in zip(user, item, strict=True)]
+    steps = [StepShape(u[0], i[0], u[1], i[1], stored) for u, i in zip(user, item, strict=True)]
     (u, u_tokens), (i, i_tokens) = (kind.largest() for kind in kinds)
-    steps = [StepShape(u, i, u_tokens, i_tokens), *dict.fromkeys(steps)]
+    steps = [StepShape(u, i, u_tokens, i_tokens, stored), *dict.fromkeys(steps)]
     holds = np.stack([step.holds(kinds[0].lengths, kinds[1].lengths) for step in steps])
     costs = np.array([step.cost for step in steps])
     chosen = [steps[i] for i in _worth_compiling(costs, holds, max_shapes)]
@@ -120,7 +127,11 @@ def _draw(lengths: Lengths, rows: int, passes: int, rng: np.random.Generator) ->
 class _Drawn:
     """Simulated passes of prompts of one kind: sorted, and cut into groups."""
 
-    def __init__(self, lengths: Lengths, rows: int, groups: int, rng: np.random.Generator):
+    def __init__(
+        self, lengths: Lengths, rows: int, groups: int, rng: np.random.Generator, whole: bool
+    ):
+        """whole: no prefix is cut."""
+        self._whole = whole
         self.lengths = _draw(lengths, rows, _DRAWS, rng)
         self._most = int(np.max(lengths[0])), int(np.max(lengths[1]))
         bounds = _cuts(*self.lengths, min(max(groups, 1), rows))
@@ -130,6 +141,8 @@ class _Drawn:
         """That hold these shares of the passes."""
         longest = [np.maximum.reduceat(x, self._starts, axis=1) for x in self.lengths]
         widths = [_round_up(_quantile(x, of_grids)).tolist() for x in longest]
+        if self._whole:
+            widths[0] = [int(_round_up(np.array(self._most[0])))] * len(self._rows)
         totals = [int(_quantile(x.sum(axis=1), of_tokens)) for x in self.lengths]
         return tuple(map(Shape, self._rows.tolist(), *widths)), Budget(*map(_round_budget, totals))
 

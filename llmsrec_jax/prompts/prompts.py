@@ -222,8 +222,9 @@ class PromptBuilder:
 
     def report_trimmed(self, when: str) -> str:
         """Of the prompts built since the last report, how many were too long (D19); '' = none."""
-        prompts, items, tokens = self.trimmed.values()
-        self.trimmed.update(dict.fromkeys(self.trimmed, 0))
+        with self._lock:
+            prompts, items, tokens = self.trimmed.values()
+            self.trimmed.update(dict.fromkeys(self.trimmed, 0))
         if not items and not tokens:
             return ""
         return (

@@ -22,4 +22,4 @@ def test_two_blocks_as_wide_as_the_longest_without_prefix(bench):
         assert grid.at.shape[1] == -(-prompts.lengths.max() // 8) * 8
     assert wide.prefix_ids.size == 0
     assert wide.ids.size == sum(grid.at.size for grid in wide.live.grids)
-    np.testing.assert_array_equal(whole.candidates, bench.epoch.sample[0].candidates[0])
+    np.testing.assert_array_equal(whole.candidates, bench.batches(0).candidates[0])

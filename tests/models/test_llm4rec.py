@@ -261,9 +261,10 @@ def test_stored_prefixes_are_those_computed(made, prompts, gradients, reference)
             return llm4rec.loss(model, llama, whole, frozen, made.cfg)[0]
 
         assert data.prefix_ids.size < plain.prefix_ids.size
-        assert store.nbytes >= stores.nbytes(
-            llama_config.size("tiny"), every.prefix_len.sum(), dtype
-        )
+        tokens = jax.tree.leaves(store._kv)[0].shape[1]  # with the pads of the last block
+        needed = every.prefix_len.sum()
+        assert needed <= tokens <= needed + stores.BLOCK_TOKENS
+        assert store.nbytes == stores.nbytes(llama_config.size("tiny"), tokens, dtype)
         return jax.jit(jax.value_and_grad(total))(made.params)
 
     for on_host, dtype, limit in (
@@ -272,6 +273,7 @@ def test_stored_prefixes_are_those_computed(made, prompts, gradients, reference)
         (False, jnp.int8, 0.03),
     ):
         loss, grads = found(on_host, dtype)
+        assert dtype != jnp.int8 or relative_error(loss, want_loss) > LIMIT  # rounded, that is
         assert relative_error(loss, want_loss) < limit
         for name, gradient in named(grads).items():
             if name != ZERO_GRADIENT:

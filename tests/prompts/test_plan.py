@@ -251,6 +251,17 @@ class TestSteps:
             tokens += sum(int(x.sum()) for x in (*user, *item))
         assert tokens < places < 1.25 * tokens
 
+    def test_stored_prefixes_are_whole_in_every_shape(self):
+        """And cost nothing but attention to them."""
+        longest = int(self.ITEMS[0].max())
+        plain, stored = self.steps(), self.steps(stored=True)
+        assert any(shape.prefix < longest for step in plain for shape in step.items)
+        for step in stored:
+            assert step.stored and all(shape.prefix >= longest for shape in step.items)
+            assert step.cost < step._replace(stored=False).cost
+            budget = step.item_tokens
+            assert step.cost == step._replace(item_tokens=budget._replace(prefix=1 << 20)).cost
+
     def test_one_of_each(self):
         steps = plan.plan_steps(lengths(5), self.ITEMS, (1, 1), groups=3, max_shapes=2)
         assert steps[-1].holds(drawn(lengths(5), 1), drawn(self.ITEMS, 1))
