@@ -16,6 +16,8 @@ from llmsrec_jax.data import sources
 from llmsrec_jax.memory import GIB, Job
 from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.prompts.tokens import ItemTokens
+from llmsrec_jax.stages.llm import LLMRec
+from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer, read_log
 from tests.factories import random_dataset
 from tests.systems import tiny
@@ -244,10 +246,11 @@ def test_what_does_not_fit_is_found_before_the_teacher_trains(tmp_path):
 
 def test_parts_that_fit_are_found_and_trained_in(copy, capsys, monkeypatch):
     trained = []
-    monkeypatch.setattr(pipeline.Run, "_fit", lambda run, stage, job, state: trained.append(job))
+    monkeypatch.setattr(Work, "fit", lambda work, stage, job, state: trained.append(job))
     small = {"evaluate.batch": 4}
     run = pipeline.Run(tiny(small), copy, Writer(copy))
-    job = Job.of(run.cfg, run.keys.backbone, run.builder, run.dataset, run._users, run.mesh)
+    made = run.tokens.builder, run.data.dataset, run.llm._users
+    job = Job.of(run.work.cfg, run.work.keys.backbone, *made, run.work.mesh)
     whole, halves = (job.needs(parts, "recompute").total for parts in (1, 2))
     assert halves < whole
     shutil.rmtree(copy / "checkpoints")
@@ -260,7 +263,7 @@ def test_parts_that_fit_are_found_and_trained_in(copy, capsys, monkeypatch):
 def test_an_automatic_store_is_made_for_training_alone(copy):
     """160 item prompts of 138 items are read in training, and every one once after it."""
     cfg = tiny({"llm.item_store": "auto", "llm.dtype": "fp32"})
-    run = lambda: pipeline.Run(cfg, copy, Writer(copy))
+    run = lambda: pipeline.Run(cfg, copy, Writer(copy)).llm
     assert run().store is None
     shutil.rmtree(copy / "checkpoints")
     untrained = run()
@@ -301,14 +304,14 @@ def test_a_trained_model_of_other_settings_is_not_evaluated(copy):
 
 @pytest.mark.parametrize("kind", ["user", "item"])
 def test_a_vector_that_is_no_number_is_named(copy, monkeypatch, kind):
-    vectors = pipeline.Run._llm_vectors
+    vectors = LLMRec._vectors
 
     def broken(self, *args):
         made = vectors(self, *args)
         getattr(made, kind)[3, 1] = np.nan
         return made
 
-    monkeypatch.setattr(pipeline.Run, "_llm_vectors", broken)
+    monkeypatch.setattr(LLMRec, "_vectors", broken)
     shutil.rmtree(copy / "vectors")
     with pytest.raises(ValueError, match=rf"llm_srec: the vector of {kind} '\w+\d+' is not finite"):
         pipeline.run(tiny(), copy, "evaluate")
@@ -379,10 +382,10 @@ def test_a_quantised_backbone_has_checkpoints_of_its_own(copy, no_work, mode):
     cfg = config.apply(tiny(), {"llm.dtype": "fp32", "llm.quant": mode})
     run = pipeline.Run(cfg, copy, Writer(copy))
     for name, of in (("tokens", keys.TOKENS), ("teacher", keys.TEACHER)):
-        assert run.stage(name, of).folder in (copy / name).iterdir()
+        assert run.work.stage(name, of).folder in (copy / name).iterdir()
     for name, of in (("checkpoints", keys.TRAIN), ("vectors", keys.VECTORS)):
-        assert run.stage(name, of).folder not in (copy / name).iterdir()
-    up = nnx.merge(*run._backbone).layers["up"][...]
+        assert run.work.stage(name, of).folder not in (copy / name).iterdir()
+    up = nnx.merge(*run.llm._backbone).layers["up"][...]
     assert up.values.dtype == np.int8 and up.inputs_too == (mode == "w8a8")
 
 
@@ -425,7 +428,7 @@ def test_a_backbone_is_known_by_its_content(tmp_path):
         (folder / "tokenizer.json").write_text("{}" if name != "tokenizer" else "[]")
         (folder / "tokenizer").mkdir()  # some models have one; it is not read
     made = {
-        name: run(tmp_path / name).stage("checkpoints", keys.TRAIN).key
+        name: run(tmp_path / name).work.stage("checkpoints", keys.TRAIN).key
         for name in ("one", "same", "other", "tokenizer")
     }
     assert made["one"] == made["same"] and len(set(made.values())) == 3
