@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from llmsrec_jax import config, parallel, processes, stores
+from llmsrec_jax import config, parallel, processes, rules, stores
 from llmsrec_jax.checkpoint import Lock, write_json
 from llmsrec_jax.llama import weights
 from llmsrec_jax.stages.judgement import Judgement
@@ -65,7 +65,7 @@ def run(cfg: config.Config, workdir: Path, mode: str = "run", distributed: str =
       ValueError: a wrong configuration or bad data; the message says what to do.
       train.Interrupted: SIGINT or SIGTERM; the same command goes on from there.
     """
-    config.validate(cfg)
+    rules.validate(cfg)
     parallel.keep_memory()
     parallel.keep_compiled()
     processes.connect(distributed)
