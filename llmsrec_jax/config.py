@@ -186,6 +186,17 @@ class Evaluate:
 
 
 @dataclass
+class Order:
+    """What is done to the order of histories, to see which model notices (E6, E8). Items move, dates stay (D21)."""
+
+    # of training sequences: as it was | permuted once, before the teacher is trained
+    train: Literal["original", "shuffled"] = "original"
+    permutations: int = 0  # of every test history, ranked beside the original; 0 = none
+    # what is permuted there: whole histories | the last prompts.history_len items, so that prompts hold the same ones
+    scope: Literal["history", "window"] = "history"
+
+
+@dataclass
 class Mesh:
     """How the devices share the work; changes no result."""
 
@@ -210,6 +221,7 @@ class Config:
     uniformity: Uniformity = field(default_factory=Uniformity)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    order: Order = field(default_factory=Order)
     mesh: Mesh = field(default_factory=Mesh)
 
 

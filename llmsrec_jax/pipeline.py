@@ -44,6 +44,7 @@ TRAIN: tuple[Step, ...] = (
 )
 EVALUATE: tuple[Step, ...] = (
     lambda run: run.llm.encode(),
+    lambda run: run.llm.encode_permuted(),
     lambda run: run.judgement.judge(with_llm=True),
 )
 STEPS: dict[str, tuple[Step, ...]] = {  # mode -> what it does, in order

@@ -13,7 +13,12 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         (
             *("seed", "data.max_users", "teacher.patience", "distill.weight", "uniformity.weight"),
             *("train.patience", "train.max_users", "train.save_every_s", "evaluate.max_users"),
-            *("evaluate.validation_users", "evaluate.show_users", "mesh.devices"),
+            *(
+                "evaluate.validation_users",
+                "evaluate.show_users",
+                "order.permutations",
+                "mesh.devices",
+            ),
             *("train.parts", "mesh.memory_gib"),
         ),
     ),

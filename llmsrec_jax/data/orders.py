@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from llmsrec_jax import config
 from llmsrec_jax.data import counter
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.splits import Dataset
@@ -32,6 +33,17 @@ def shuffled_training(dataset: Dataset, seed: int) -> Dataset:
     """`dataset` with every training sequence permuted once, target included; the rest as it was (E6)."""
     users = np.arange(len(dataset))
     return replace(dataset, train=shuffle(dataset.train, users, 0, seed, "training order", 0))
+
+
+def test_histories(
+    dataset: Dataset, users: np.ndarray, cfg: config.Config, number: int
+) -> UserSequences:
+    """What is shown of `users` in the test, in their order number 1, 2, .. (E8); 0 is the original."""
+    histories = dataset.inputs("test", users)
+    if not number:
+        return histories
+    recent = cfg.prompts.history_len if cfg.order.scope == "window" else 0
+    return shuffle(histories, users, recent, cfg.seed, "test order", number)
 
 
 def changed(histories: UserSequences, permuted: UserSequences) -> np.ndarray:

@@ -11,8 +11,8 @@ from flax import nnx
 from llmsrec_jax import evaluate, loaders, memory_plan, parallel, stores, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import splits, storage
-from llmsrec_jax.evaluate import Vectors
-from llmsrec_jax.keys import TRAIN, VECTORS
+from llmsrec_jax.evaluate import Vectors, unit
+from llmsrec_jax.keys import PERMUTED, TRAIN, VECTORS
 from llmsrec_jax.llama import weights
 from llmsrec_jax.memory import Job
 from llmsrec_jax.models import llm4rec
@@ -70,7 +70,7 @@ class LLMRec:
     def plan(self) -> memory_plan.Plan:
         """How training, if it is not finished, uses the memory."""
         work = self._work
-        data = self._tokens.builder, self._data.dataset, self._users
+        data = self._tokens.builder, self._data.training, self._users
         over = work.done(self._stage)
         job = Job.of(work.cfg, work.keys.backbone, *data, work.mesh, over)
         return memory_plan.choose(job, work.mesh)
@@ -125,7 +125,7 @@ class LLMRec:
 
     def train(self) -> None:
         """Trains LLM-SRec, or goes on training it; the best checkpoint by validation is kept."""
-        work, cfg, dataset = self._work, self._work.cfg.train, self._data.dataset
+        work, cfg, dataset = self._work, self._work.cfg.train, self._data.training
         if work.done(self._stage):
             return
         cf_user_repr = self._teacher.users(dataset.inputs("train", self._users))
@@ -202,8 +202,11 @@ class LLMRec:
         some = self._encode("items", params, items, title)
         table = np.zeros((self._data.dataset.catalog.size, some.shape[1]), np.float32)
         table[item_ids] = some
-        vectors = Vectors(user, table)
-        return vectors.cosine() if self._work.cfg.evaluate.score == "cosine" else vectors
+        return Vectors(self._scored(user), self._scored(table))
+
+    def _scored(self, vectors: np.ndarray) -> np.ndarray:
+        """As `evaluate.score` compares them (D45)."""
+        return unit(vectors) if self._work.cfg.evaluate.score == "cosine" else vectors
 
     @cached_property
     def _params(self) -> nnx.State:
@@ -215,8 +218,7 @@ class LLMRec:
         stage = self._work.stage("vectors", VECTORS)
         if self._work.done(stage):
             return
-        users, _ = self._data.candidates("test")
-        prompts = self._tokens.builder.later(self._data.dataset.inputs("test", users))
+        prompts = self._tokens.builder.later(self._data.test_histories(0))
         every = np.arange(1, self._data.dataset.catalog.size)
         items = self._tokens.builder.items(every)
         vectors = self._vectors(self._params, prompts, items, every, "test")
@@ -227,6 +229,31 @@ class LLMRec:
 
         self._work.once(stage, store)
         self._tokens.say_trimmed("the test set")
+
+    def encode_permuted(self) -> None:
+        """Vectors of the test users whose histories are in another order, once for every permutation (E8)."""
+        for number in range(1, self._work.cfg.order.permutations + 1):
+            stage = self._permuted(number)
+            if self._work.done(stage):
+                continue
+            prompts = self._tokens.builder.later(self._data.test_histories(number))
+            user = self._scored(self._encode("users", self._params, prompts, f"order {number}"))
+
+            def store(stage: Stage, user: np.ndarray = user) -> dict[str, Any]:
+                storage.write_arrays(stage.folder / VECTORS_FILE, user=user)
+                return {}
+
+            self._work.once(stage, store)
+
+    def _permuted(self, number: int) -> Stage:
+        return self._work.stage("permuted", PERMUTED, permutation=number)
+
+    @property
+    def permuted(self) -> list[np.ndarray]:
+        """Those of `encode_permuted`, float32 [U, R] each."""
+        numbers = range(1, self._work.cfg.order.permutations + 1)
+        folders = [self._permuted(number).folder for number in numbers]
+        return [storage.read_arrays(folder / VECTORS_FILE)["user"] for folder in folders]
 
     @property
     def vectors(self) -> Vectors:

@@ -7,7 +7,8 @@ import numpy as np
 
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import card as cards
-from llmsrec_jax.data import sampling, sources, splits
+from llmsrec_jax.data import orders, sampling, sources, splits
+from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.keys import CANDIDATES, DATA
 from llmsrec_jax.stages.work import Work
@@ -47,6 +48,22 @@ class Prepared:
     @cached_property
     def dataset(self) -> Dataset:
         return Dataset.load(self._work.stage("data", DATA).folder)
+
+    @cached_property
+    def training(self) -> Dataset:
+        """What models are trained on: the same, but for the order of training sequences (E6)."""
+        shuffled = self._work.cfg.order.train == "shuffled"
+        return (
+            orders.shuffled_training(self.dataset, self._work.cfg.seed)
+            if shuffled
+            else self.dataset
+        )
+
+    def test_histories(self, number: int) -> UserSequences:
+        """Of the test users, in their original order (0) or another one (1, 2, ..)."""
+        return orders.test_histories(
+            self.dataset, self.candidates("test")[0], self._work.cfg, number
+        )
 
     def candidates(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(users int32 [n], candidates int32 [n, C]) of `valid` or `test`."""

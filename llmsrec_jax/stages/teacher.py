@@ -42,7 +42,7 @@ class Teacher:
         if work.done(stage):
             return
         graphdef, params = self._model
-        dataset, seed = self._data.dataset, work.cfg.seed
+        dataset, seed = self._data.training, work.cfg.seed
         batches = loaders.TeacherBatches(dataset, cfg, seed, work.devices, work.mine)
         per_device = partial(train.teacher_step, model=graphdef, cfg=work.cfg, axis=work.mesh.axis)
         per_epoch = batches.order.steps_per_epoch
