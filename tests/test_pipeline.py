@@ -288,6 +288,48 @@ def test_how_vectors_are_computed_is_in_no_artefact(copy, finished, changes):
     assert of(copy) == pytest.approx(of(finished), rel=1e-6)
 
 
+# order -------------------------------------------------------------------------------------------------------
+
+
+def test_histories_in_another_order(copy, finished, monkeypatch):
+    """Nothing trains; who is blind to order sees no change at all, and one permutation more costs one more."""
+    monkeypatch.setattr(train, "fit", None)
+    pipeline.run(tiny({"order.permutations": 1}), copy, "evaluate")
+    assert len(list((copy / "permuted").iterdir())) == 1
+    first = [row for row in results(copy) if row["condition"] == "shuffled"]
+    pipeline.run(tiny({"order.permutations": 2}), copy, "evaluate")
+    assert len(list((copy / "permuted").iterdir())) == 2
+    rows = results(copy)
+    shuffled = [row for row in rows if row["condition"] == "shuffled"]
+    assert len(shuffled) == len(first) and {row["permutations"] for row in shuffled} == {2}
+    assert {row["model"] for row in shuffled} == {"popularity", "teacher", "llm_srec"}
+    original = [row for row in rows if row["condition"] == "original"]
+    assert original == results(finished)
+    alike = {r["model"]: r["value"] for r in shuffled if r["metric"] == "cosine"}
+    assert alike["popularity"] == 1 and 0 < alike["teacher"] < 0.99 and alike["llm_srec"] < 1
+    changed = {r["model"]: r["change"] for r in shuffled if "change" in r}
+    assert changed["popularity"]["change"] == 0 and changed["teacher"]["change"] != 0
+    for row in shuffled:
+        if row["model"] == "popularity" and row["metric"] != "cosine":
+            same = ("model", "protocol", "slice", "metric")
+            twin = next(r for r in original if all(r[name] == row[name] for name in same))
+            assert row["value"] == twin["value"]
+
+
+def test_training_sequences_in_another_order(copy, finished):
+    """Everything that trains is another one, on the same data, candidates and test."""
+    pipeline.run(tiny({"order.train": "shuffled"}), copy)
+    for stage, count in (("data", 1), ("candidates", 2), ("tokens", 1), ("teacher", 2)):
+        assert len(list((copy / stage).iterdir())) == count, stage
+    rows = [row for row in results(copy) if row["slice"] == "all" and row["metric"] == "mrr@10"]
+    found = {row["model"]: row for row in rows if row["protocol"] == "sampled"}
+    for name in ("teacher", "llm_srec"):
+        other = found[f"{name}, shuffled training"]
+        assert other["value"] != found[name]["value"]
+        assert other["candidates_hash"] == found[name]["candidates_hash"]
+    assert len({row["config_hash"] for row in rows if row["model"] == "popularity"}) == 1
+
+
 # errors ------------------------------------------------------------------------------------------------------
 
 
@@ -359,13 +401,14 @@ def test_every_setting_is_read():
 
 def test_every_setting_is_in_a_key_or_changes_no_number():
     """A stage made with other settings is never taken for this one's."""
-    keyed = config.subset(config.Config(), keys.VECTORS)
+    keyed = config.subset(config.Config(), keys.PERMUTED)
     free = {name for name, _, _ in config.flatten(config.Config())} - set(keyed)
     assert free == {
         *("llm.remat", "train.length_groups", "train.shapes", "train.parts", "llm.item_store"),
         *("mesh.devices", "mesh.mode", "mesh.fsdp", "mesh.tensor", "mesh.memory_gib"),
         *("train.save_every_s", "evaluate.batch", "evaluate.shapes", "evaluate.show_users"),
         *("evaluate.ks", "evaluate.mask_seen"),  # of the evaluation, which is always done anew
+        "order.permutations",  # each has a stage
     }
 
 
