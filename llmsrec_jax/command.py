@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, cast
 from absl import flags, logging
 from ml_collections import config_flags
 
-from llmsrec_jax import config
+from llmsrec_jax import config, rules
 
 FLAGS = flags.FLAGS
 FLAGS.verbosity = logging.WARNING  # unless given: absl would show the remarks of libraries
@@ -42,7 +42,7 @@ def parse(argv: list[str], doc: str) -> list[str]:
             raise ValueError("--config is missing: try --config=configs/shop.py, or --help")
         if rest[1:]:
             raise ValueError(f"unexpected {rest[1]!r}: settings look like --config.train.lr=3e-4")
-        config.validate(CONFIG.value)
+        rules.validate(CONFIG.value)
     except Exception as error:
         if "--debug" in argv:
             raise

@@ -3,7 +3,7 @@
 Sampled ranking (stored candidates) and full ranking come from the same vectors in the same pass (E22).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,12 +24,14 @@ class Vectors:
     user: np.ndarray  # float [U, R], rows aligned with the evaluated users
     item: np.ndarray  # float [I, R], row 0 is the pad
 
-    def cosine(self) -> "Vectors":
-        unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        return Vectors(unit(self.user), unit(self.item))
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1; rows of zeros stay so."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-Counts = tuple[np.ndarray, np.ndarray]  # (above, tied) per user
+Counts = tuple[np.ndarray, np.ndarray]  # (above, tied), int [U] or, of several orders, [orders, U]
+ORIGINAL, SHUFFLED = "original", "shuffled"  # order of the test histories
 
 
 def encode(
@@ -123,33 +125,34 @@ def selection_metric(
     }
 
 
+def values(counts: Counts, cfg: config.Evaluate) -> dict[str, np.ndarray]:
+    """{metric: float64 [U]}, of several orders the mean over them."""
+    found = {
+        f"{name}@{k}": metrics.metric(name, k, *counts, cfg.ties)
+        for name in metrics.GAINS
+        for k in cfg.ks
+    }
+    return {name: np.atleast_2d(one).mean(axis=0) for name, one in found.items()}
+
+
 def records(
-    model: str,
-    counts: dict[str, Counts],
-    slices: dict[str, np.ndarray],
-    cfg: config.Evaluate,
-    common: dict[str, Any],
+    found: dict[str, np.ndarray], slices: dict[str, np.ndarray], common: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of results.json: one per protocol, slice, metric; empty slices are left out."""
+    """Rows of results.json: one per slice and metric; empty slices are left out. found: {metric: float [U]}."""
     rows = []
-    for protocol, (above, tied) in counts.items():
-        for name in metrics.GAINS:
-            for k in cfg.ks:
-                values = metrics.metric(name, k, above, tied, cfg.ties)
-                for part, mask in slices.items():
-                    if not mask.any():
-                        continue
-                    value, se = metrics.mean_and_se(values[mask])
-                    rows.append(
-                        {"model": model, **common, "protocol": protocol, "slice": part}
-                        | {
-                            "metric": f"{name}@{k}",
-                            "value": value,
-                            "se": se,
-                            "users": int(mask.sum()),
-                        }
-                    )
+    for name, per_user in found.items():
+        for part, mask in slices.items():
+            if mask.any():
+                value, se = metrics.mean_and_se(per_user[mask])
+                row = {"slice": part, "metric": name, "value": value, "se": se}
+                rows.append({**common, **row, "users": int(mask.sum())})
     return rows
+
+
+def similarity(original: np.ndarray, permuted: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [U]: cosine of user vectors [U, R] before and after their histories were permuted, mean over permutations (E9)."""
+    first = unit(original.astype(np.float64))
+    return np.mean([np.sum(first * unit(x.astype(np.float64)), axis=1) for x in permuted], axis=0)
 
 
 def top_k(vectors: Vectors, row: int, skip: np.ndarray, k: int) -> np.ndarray:

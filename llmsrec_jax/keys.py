@@ -14,7 +14,7 @@ CANDIDATES = {  # split -> fields of its candidates
     "valid": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.validation_users"),
     "test": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.max_users"),
 }
-TEACHER = (*CANDIDATES["valid"], "teacher", "evaluate.ties")
+TEACHER = (*CANDIDATES["valid"], "order.train", "teacher", "evaluate.ties")
 TOKENS = (*DATA, "llm.path", "llm.revision", "llm.tokenizer", "prompts.wording")
 TRAIN = (
     *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype", "llm.quant"),
@@ -25,6 +25,7 @@ TRAIN = (
     *("train.metric", "train.max_users"),
 )
 VECTORS = (*TRAIN, *CANDIDATES["test"])
+PERMUTED = (*VECTORS, "order.scope")
 OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
 
 

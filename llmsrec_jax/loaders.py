@@ -90,9 +90,8 @@ class TeacherBatches:
         self.order = EpochOrder(users, cfg.batch, seed)
         self.rows = per_device(self.order.batch, devices, "teacher.batch")
         self.lengths = np.minimum(dataset.train.lengths - 1, cfg.max_len)
-        self.shapes = plan.plan_groups(
-            *(np.zeros(len(users), np.int64), self.lengths[users]),
-            *(self.rows, TEACHER_GROUPS, TEACHER_SHAPES, seed),
+        self.shapes = plan.plan_windows(
+            self.lengths[users], self.rows, TEACHER_GROUPS, TEACHER_SHAPES, seed
         )
 
     def __call__(self, step: int) -> tuple[SequenceBatch, ...]:
@@ -102,13 +101,14 @@ class TeacherBatches:
         shards = np.take_along_axis(
             shards, np.argsort(self.lengths[shards], axis=1, kind="stable"), 1
         )
-        lengths = self.lengths[shards]
-        shape = plan.choose(self.shapes, np.zeros_like(lengths), lengths)
+        shape = plan.choose_windows(self.shapes, self.lengths[shards])
         return parallel.stack([self._shard(shards[device], shape, step) for device in self.mine])
 
-    def _shard(self, users: np.ndarray, shape: Any, step: int) -> tuple[SequenceBatch, ...]:
+    def _shard(
+        self, users: np.ndarray, shape: plan.Windows, step: int
+    ) -> tuple[SequenceBatch, ...]:
         groups, start, epoch = [], 0, step // self.order.steps_per_epoch
-        for rows, _, width in shape:
+        for rows, width in shape:
             members = users[start : start + rows]
             start += rows
             window = windows(self.dataset.train, members, min(width, self.cfg.max_len) + 1)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import config, parallel, processes, stores
+from llmsrec_jax import config, parallel, processes, rules, stores
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.footprint import Footprint, Pass
@@ -145,7 +145,7 @@ class Job:
           ValueError: they are not legal together.
         """
         cfg = config.apply(self.cfg, changes)
-        config.validate(cfg)
+        rules.validate(cfg)
         batch, shared = min(self.batch, cfg.train.batch), cfg.mesh.fsdp * cfg.mesh.tensor
         devices = self.devices if self.devices % shared == 0 else shared
         if batch * cfg.mesh.tensor % devices or self.llama.d % shared:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmsrec_jax import config
+from llmsrec_jax import config, evaluate, statistics
 from llmsrec_jax.checkpoint import read_json, write_json
 from llmsrec_jax.writer import table
 
@@ -18,6 +18,11 @@ EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every 
 PLACE = {"popularity": -2, "teacher": -1, "bayes bound": 1}
 
 
+def trained(name: str, cfg: config.Config) -> str:
+    """Of a model, and the order of its training sequences where it is not their own (E6)."""
+    return name if cfg.order.train == "original" else f"{name}, {cfg.order.train} training"
+
+
 def label(cfg: config.Config) -> str:
     """`llm_srec`, or which of its losses is switched off (Table 8)."""
     off = [
@@ -25,7 +30,7 @@ def label(cfg: config.Config) -> str:
         for name, weight in (("distill", cfg.distill.weight), ("uniformity", cfg.uniformity.weight))
         if weight == 0
     ]
-    return "llm_srec" + (f" w/o {', '.join(off)}" if off else "")
+    return trained("llm_srec" + (f" w/o {', '.join(off)}" if off else ""), cfg)
 
 
 def common(
@@ -51,7 +56,7 @@ def _git() -> str:
         return ""
 
 
-IDENTITY = ("model", "config_hash", "candidates_hash", "dataset", "split", "seed")
+IDENTITY = ("model", "config_hash", "candidates_hash", "dataset", "split", "seed", "condition")
 
 
 def _identity(record: Record) -> tuple[Any, ...]:
@@ -68,7 +73,7 @@ def merge(path: Path, rows: list[Record]) -> list[Record]:
 
 
 def tables(rows: list[Record], like: Record) -> str:
-    """Two tables: both protocols over all users, and sampled ndcg@10 by slice.
+    """Both protocols over all users, sampled ndcg@10 by slice; and what another order of the histories changes, where told.
 
     Only what can be compared stands together: rows of the dataset and the candidates of `like`.
     """
@@ -80,6 +85,8 @@ def tables(rows: list[Record], like: Record) -> str:
     second = {}
     for row in rows:
         name = (row["model"], row["seed"], row["config_hash"])
+        if row["condition"] != evaluate.ORIGINAL:
+            continue
         cell = f"{row['value']:.4f} ± {row['se']:.4f}"
         if row["slice"] == "all" and row["metric"] in SHOWN:
             first.setdefault(name, {})[f"{row['metric']} {row['protocol']}"] = cell
@@ -102,4 +109,27 @@ def tables(rows: list[Record], like: Record) -> str:
             for (model, seed, key), row in cells.items()
         ]
         parts.append(f"{title}\n{table(columns, body)}")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_orders(rows)])
+
+
+def _orders(rows: list[Record]) -> list[str]:
+    """A table of the models whose histories were permuted (Fig. 1, Table 5)."""
+    cells: dict[tuple[str, int], dict[str, str]] = {}
+    for row in rows:
+        if row["condition"] == evaluate.ORIGINAL or row["slice"] != "all":
+            continue
+        found = cells.setdefault((row["model"], row["seed"]), {})
+        if row["metric"] == "cosine":
+            found["cosine of user vectors"] = f"{row['value']:.4f} ± {row['se']:.4f}"
+        if "change" in row and row["metric"] == "ndcg@10":
+            told = statistics.Difference(**row["change"])
+            found[f"ndcg@10 {row['protocol']}"] = f"{told.first:.4f} -> {told.second:.4f}"
+            found[f"{row['protocol']}: in words"] = told.words()
+    if not cells:
+        return []
+    columns = ["model", "seed", *dict.fromkeys(c for found in cells.values() for c in found)]
+    body = [
+        [model, str(seed), *(found.get(c, "") for c in columns[2:])]
+        for (model, seed), found in cells.items()
+    ]
+    return [f"histories of the test users in another order\n{table(columns, body)}"]

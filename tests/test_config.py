@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmsrec_jax import config
+from llmsrec_jax import config, rules
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 AMAZON = {"electronics", "scientific", "movies", "cds"}
@@ -21,14 +21,14 @@ def test_every_number_has_one_range_and_every_range_names_a_number():
     numbers = sorted(
         name for name, _, declared in config.flatten(config.Config()) if declared in (int, float)
     )
-    ranged = sorted(name for _, names in config.RANGES.values() for name in names)
+    ranged = sorted(name for _, names in rules.RANGES.values() for name in names)
     assert ranged == numbers
 
 
 def test_defaults_are_legal_and_complete():
-    config.validate(config.Config())
+    rules.validate(config.Config())
     values = leaves(config.Config())
-    assert {name for name, value in values.items() if value == ""} == set(config.MAY_BE_EMPTY)
+    assert {name for name, value in values.items() if value == ""} == set(rules.MAY_BE_EMPTY)
 
 
 def test_apply_changes_a_copy_and_converts_only_what_is_exact():
@@ -111,20 +111,20 @@ def test_apply_refuses(name, value, message):
 )
 def test_validate_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
-        config.validate(config.apply(config.Config(), changes))
+        rules.validate(config.apply(config.Config(), changes))
 
 
 def test_validate_sees_what_was_assigned_past_apply():
     cfg = config.Config()
     cfg.train.batch = "20"
     with pytest.raises(ValueError, match="train.batch='20': must be of type int"):
-        config.validate(cfg)
+        rules.validate(cfg)
 
 
 @pytest.mark.parametrize("word", config.PRESETS)
 def test_every_preset_is_legal(word):
     cfg = config.preset(config.Config(), word)
-    config.validate(cfg)
+    rules.validate(cfg)
     assert all(leaves(cfg)[name] == value for name, value in config.PRESETS[word].items())
 
 
@@ -181,12 +181,12 @@ def test_config_files(path, arg):
     cfg = runpy.run_path(str(path))["get_config"](arg)
     if path.stem == "files":
         with pytest.raises(ValueError, match="--config.data.files.interactions=PATH"):
-            config.validate(cfg)
+            rules.validate(cfg)
     if path.stem in AMAZON | {"files"}:
         files = {"data.source": "files", "data.files.interactions": "a.csv"}
-        config.validate(config.apply(cfg, files))
+        rules.validate(config.apply(cfg, files))
         cfg = config.apply(cfg, files) if path.stem == "files" else cfg
-    config.validate(cfg)
+    rules.validate(cfg)
     if path.stem in AMAZON and arg is None:
         assert cfg.llm.path == "meta-llama/Llama-3.2-3B-Instruct"
         assert cfg.train.batch == (16 if path.stem == "electronics" else 20)

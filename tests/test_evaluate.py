@@ -68,7 +68,7 @@ def test_nan_is_an_error_that_names_the_user():
 def test_cosine_ignores_lengths():
     v = vectors()
     scaled = Vectors(v.user * 3, v.item * np.arange(1, 31, dtype=np.float32)[:, None])
-    np.testing.assert_allclose(scaled.cosine().item, v.cosine().item, rtol=1e-5)
+    np.testing.assert_allclose(evaluate.unit(scaled.item), evaluate.unit(v.item), rtol=1e-5)
 
 
 def test_popularity_ranks_by_training_counts():
@@ -85,7 +85,8 @@ def test_records_carry_protocol_slice_and_error():
         "cold": np.array([True, False, False]),
         "none": np.zeros(3, bool),
     }
-    rows = evaluate.records("m", counts, masks, config.Evaluate(ks=(1, 10)), {"dataset": "d"})
+    found = evaluate.values(counts["sampled"], config.Evaluate(ks=(1, 10)))
+    rows = evaluate.records(found, masks, {"dataset": "d", "protocol": "sampled"})
     assert {r["slice"] for r in rows} == {"all", "cold"}
     row = next(r for r in rows if r["metric"] == "hr@10" and r["slice"] == "all")
     assert (

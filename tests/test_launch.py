@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmsrec_jax import config, main
+from llmsrec_jax import config, main, rules
 from tests.conftest import REPO
 
 LAUNCH = REPO / "launch"
@@ -110,7 +110,7 @@ def test_every_flag_and_file_exists(name):
     assert "llmsrec_jax.main" in text and "--distributed=" in text
     for setting, value in re.findall(r"--config\.([\w.]+)=([^\s\"']+)", text):
         kind = type(next(v for k, v, _ in config.flatten(config.Config()) if k == setting))
-        config.validate(config.apply(config.Config(), {setting: kind(value)}))
+        rules.validate(config.apply(config.Config(), {setting: kind(value)}))
     for file in re.findall(r"--config=([\w./]+\.py)", text):
         assert (REPO / Path(file)).is_file(), file
     for flag in re.findall(r"llmsrec_jax\.main[^\n]*? --(\w+)[= ]", text):

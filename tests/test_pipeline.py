@@ -16,6 +16,8 @@ from llmsrec_jax.data import sources
 from llmsrec_jax.memory import GIB, Job
 from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.prompts.tokens import ItemTokens
+from llmsrec_jax.stages.llm import LLMRec
+from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer, read_log
 from tests.factories import random_dataset
 from tests.systems import tiny
@@ -244,10 +246,11 @@ def test_what_does_not_fit_is_found_before_the_teacher_trains(tmp_path):
 
 def test_parts_that_fit_are_found_and_trained_in(copy, capsys, monkeypatch):
     trained = []
-    monkeypatch.setattr(pipeline.Run, "_fit", lambda run, stage, job, state: trained.append(job))
+    monkeypatch.setattr(Work, "fit", lambda work, stage, job, state: trained.append(job))
     small = {"evaluate.batch": 4}
     run = pipeline.Run(tiny(small), copy, Writer(copy))
-    job = Job.of(run.cfg, run.keys.backbone, run.builder, run.dataset, run._users, run.mesh)
+    made = run.tokens.builder, run.data.dataset, run.llm._users
+    job = Job.of(run.work.cfg, run.work.keys.backbone, *made, run.work.mesh)
     whole, halves = (job.needs(parts, "recompute").total for parts in (1, 2))
     assert halves < whole
     shutil.rmtree(copy / "checkpoints")
@@ -260,7 +263,7 @@ def test_parts_that_fit_are_found_and_trained_in(copy, capsys, monkeypatch):
 def test_an_automatic_store_is_made_for_training_alone(copy):
     """160 item prompts of 138 items are read in training, and every one once after it."""
     cfg = tiny({"llm.item_store": "auto", "llm.dtype": "fp32"})
-    run = lambda: pipeline.Run(cfg, copy, Writer(copy))
+    run = lambda: pipeline.Run(cfg, copy, Writer(copy)).llm
     assert run().store is None
     shutil.rmtree(copy / "checkpoints")
     untrained = run()
@@ -285,6 +288,48 @@ def test_how_vectors_are_computed_is_in_no_artefact(copy, finished, changes):
     assert of(copy) == pytest.approx(of(finished), rel=1e-6)
 
 
+# order -------------------------------------------------------------------------------------------------------
+
+
+def test_histories_in_another_order(copy, finished, monkeypatch):
+    """Nothing trains; who is blind to order sees no change at all, and one permutation more costs one more."""
+    monkeypatch.setattr(train, "fit", None)
+    pipeline.run(tiny({"order.permutations": 1}), copy, "evaluate")
+    assert len(list((copy / "permuted").iterdir())) == 1
+    first = [row for row in results(copy) if row["condition"] == "shuffled"]
+    pipeline.run(tiny({"order.permutations": 2}), copy, "evaluate")
+    assert len(list((copy / "permuted").iterdir())) == 2
+    rows = results(copy)
+    shuffled = [row for row in rows if row["condition"] == "shuffled"]
+    assert len(shuffled) == len(first) and {row["permutations"] for row in shuffled} == {2}
+    assert {row["model"] for row in shuffled} == {"popularity", "teacher", "llm_srec"}
+    original = [row for row in rows if row["condition"] == "original"]
+    assert original == results(finished)
+    alike = {r["model"]: r["value"] for r in shuffled if r["metric"] == "cosine"}
+    assert alike["popularity"] == 1 and 0 < alike["teacher"] < 0.99 and alike["llm_srec"] < 1
+    changed = {r["model"]: r["change"] for r in shuffled if "change" in r}
+    assert changed["popularity"]["change"] == 0 and changed["teacher"]["change"] != 0
+    for row in shuffled:
+        if row["model"] == "popularity" and row["metric"] != "cosine":
+            same = ("model", "protocol", "slice", "metric")
+            twin = next(r for r in original if all(r[name] == row[name] for name in same))
+            assert row["value"] == twin["value"]
+
+
+def test_training_sequences_in_another_order(copy, finished):
+    """Everything that trains is another one, on the same data, candidates and test."""
+    pipeline.run(tiny({"order.train": "shuffled"}), copy)
+    for stage, count in (("data", 1), ("candidates", 2), ("tokens", 1), ("teacher", 2)):
+        assert len(list((copy / stage).iterdir())) == count, stage
+    rows = [row for row in results(copy) if row["slice"] == "all" and row["metric"] == "mrr@10"]
+    found = {row["model"]: row for row in rows if row["protocol"] == "sampled"}
+    for name in ("teacher", "llm_srec"):
+        other = found[f"{name}, shuffled training"]
+        assert other["value"] != found[name]["value"]
+        assert other["candidates_hash"] == found[name]["candidates_hash"]
+    assert len({row["config_hash"] for row in rows if row["model"] == "popularity"}) == 1
+
+
 # errors ------------------------------------------------------------------------------------------------------
 
 
@@ -301,14 +346,14 @@ def test_a_trained_model_of_other_settings_is_not_evaluated(copy):
 
 @pytest.mark.parametrize("kind", ["user", "item"])
 def test_a_vector_that_is_no_number_is_named(copy, monkeypatch, kind):
-    vectors = pipeline.Run._llm_vectors
+    vectors = LLMRec._vectors
 
     def broken(self, *args):
         made = vectors(self, *args)
         getattr(made, kind)[3, 1] = np.nan
         return made
 
-    monkeypatch.setattr(pipeline.Run, "_llm_vectors", broken)
+    monkeypatch.setattr(LLMRec, "_vectors", broken)
     shutil.rmtree(copy / "vectors")
     with pytest.raises(ValueError, match=rf"llm_srec: the vector of {kind} '\w+\d+' is not finite"):
         pipeline.run(tiny(), copy, "evaluate")
@@ -338,11 +383,11 @@ def test_a_damaged_artefact_is_named(copy, stage, name):
 
 
 def test_every_setting_is_read():
-    """Outside config.py, by its own name."""
+    """Outside of what defines and checks it, by its own name."""
     read = {
         node.attr
         for path in PACKAGE.rglob("*.py")
-        if path != PACKAGE / "config.py"
+        if path.name not in ("config.py", "rules.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)
     }
@@ -356,13 +401,14 @@ def test_every_setting_is_read():
 
 def test_every_setting_is_in_a_key_or_changes_no_number():
     """A stage made with other settings is never taken for this one's."""
-    keyed = config.subset(config.Config(), keys.VECTORS)
+    keyed = config.subset(config.Config(), keys.PERMUTED)
     free = {name for name, _, _ in config.flatten(config.Config())} - set(keyed)
     assert free == {
         *("llm.remat", "train.length_groups", "train.shapes", "train.parts", "llm.item_store"),
         *("mesh.devices", "mesh.mode", "mesh.fsdp", "mesh.tensor", "mesh.memory_gib"),
         *("train.save_every_s", "evaluate.batch", "evaluate.shapes", "evaluate.show_users"),
         *("evaluate.ks", "evaluate.mask_seen"),  # of the evaluation, which is always done anew
+        "order.permutations",  # each has a stage
     }
 
 
@@ -379,10 +425,10 @@ def test_a_quantised_backbone_has_checkpoints_of_its_own(copy, no_work, mode):
     cfg = config.apply(tiny(), {"llm.dtype": "fp32", "llm.quant": mode})
     run = pipeline.Run(cfg, copy, Writer(copy))
     for name, of in (("tokens", keys.TOKENS), ("teacher", keys.TEACHER)):
-        assert run.stage(name, of).folder in (copy / name).iterdir()
+        assert run.work.stage(name, of).folder in (copy / name).iterdir()
     for name, of in (("checkpoints", keys.TRAIN), ("vectors", keys.VECTORS)):
-        assert run.stage(name, of).folder not in (copy / name).iterdir()
-    up = nnx.merge(*run._backbone).layers["up"][...]
+        assert run.work.stage(name, of).folder not in (copy / name).iterdir()
+    up = nnx.merge(*run.llm._backbone).layers["up"][...]
     assert up.values.dtype == np.int8 and up.inputs_too == (mode == "w8a8")
 
 
@@ -425,7 +471,7 @@ def test_a_backbone_is_known_by_its_content(tmp_path):
         (folder / "tokenizer.json").write_text("{}" if name != "tokenizer" else "[]")
         (folder / "tokenizer").mkdir()  # some models have one; it is not read
     made = {
-        name: run(tmp_path / name).stage("checkpoints", keys.TRAIN).key
+        name: run(tmp_path / name).work.stage("checkpoints", keys.TRAIN).key
         for name in ("one", "same", "other", "tokenizer")
     }
     assert made["one"] == made["same"] and len(set(made.values())) == 3

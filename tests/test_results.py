@@ -7,7 +7,14 @@ def test_tables_show_baselines_first_and_the_bound_last():
     models = ["llm_srec", "bayes bound", "teacher", "llm_srec w/o distill", "popularity"]
     rows = [
         {
-            **{"model": model, "dataset": "made", "seed": seed, "config_hash": "0", "slice": "all"},
+            **{
+                "model": model,
+                "dataset": "made",
+                "seed": seed,
+                "config_hash": "0",
+                "slice": "all",
+                "condition": "original",
+            },
             **{
                 "candidates_hash": "c",
                 "protocol": "sampled",

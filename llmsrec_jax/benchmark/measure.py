@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llmsrec_jax import config, memory_plan, parallel
+from llmsrec_jax import config, memory_plan, parallel, rules
 from llmsrec_jax.benchmark import growth, made, report, stages, table9, timing
 from llmsrec_jax.benchmark.stages import Bench
 from llmsrec_jax.benchmark.system import System
@@ -53,7 +53,7 @@ def run(
       ValueError: a wrong configuration.
       Disagreement: another implementation of the same job has other results.
     """
-    config.validate(cfg)
+    rules.validate(cfg)
     parallel.keep_memory()
     if "torch" in options.vs and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         raise ValueError("--vs=torch needs PyTorch and transformers: pip install -e '.[torch]'")

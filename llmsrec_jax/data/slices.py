@@ -1,4 +1,4 @@
-"""Groups of evaluated users, from training data only: warm / cold targets (E12), transition / non-transition users (E11)."""
+"""Groups of evaluated users, from training data only: by target (E12: warm / cold), by transitions (E11), by history."""
 
 import numpy as np
 
@@ -40,7 +40,32 @@ def transition(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.
     return {"transition": upper, "non_transition": ~upper}
 
 
+def popularity(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks over `users` by their target: `head`, the most popular items that hold half of the training interactions, or `tail`.
+
+    The item that crosses the half is in the head; ties in popularity go to the lower item id.
+    """
+    order = np.argsort(-dataset.counts[1:], kind="stable") + 1
+    before = np.cumsum(dataset.counts[order]) - dataset.counts[order]
+    head = np.zeros(dataset.catalog.size, bool)
+    head[order[before < dataset.counts.sum() / 2]] = True
+    mask = head[dataset.targets(split, users)]
+    return {"head": mask, "tail": ~mask}
+
+
+def history(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks over `users` by what they had seen: at most the median number of items, or more."""
+    lengths = dataset.inputs(split, users).lengths
+    short = lengths <= np.median(lengths) if len(lengths) else np.zeros(0, bool)
+    return {"short_history": short, "long_history": ~short}
+
+
+GROUPINGS = (warm_cold, transition, history, popularity)
+
+
 def slices(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
     """Every slice as a boolean mask over `users`; `all` first."""
     everyone = {"all": np.ones(len(users), bool)}
-    return everyone | warm_cold(dataset, split, users) | transition(dataset, split, users)
+    for grouping in GROUPINGS:
+        everyone |= grouping(dataset, split, users)
+    return everyone

@@ -168,62 +168,41 @@ def choose_step(shapes: Sequence[StepShape], users: Lengths, items: Lengths) -> 
     return next((one for one in shapes[:-1] if one.holds(users, items).all()), shapes[-1])
 
 
-def plan_groups(
-    prefix_lengths: np.ndarray,
-    live_lengths: np.ndarray,
-    batch: int,
-    groups: int,
-    max_shapes: int,
-    seed: int = 0,
-) -> list[tuple[Shape, ...]]:
-    """Training: a batch is sorted by length and cut into groups; at most `max_shapes` tuples of group shapes.
+Windows = tuple[tuple[int, int], ...]  # (rows, width) of every group
 
-    Batches are simulated from the lengths (int [n] each); tuples that save most are added one by one. Cheapest first;
-    the last one holds any batch. P and T are multiples of 8 (of 16 beyond 256); where no prompt has a prefix (plain
-    windows) T is at most the longest.
+
+def plan_windows(
+    lengths: np.ndarray, batch: int, groups: int, max_shapes: int, seed: int = 0
+) -> list[Windows]:
+    """Training on plain windows: a batch is sorted by length and cut into groups; at most `max_shapes` shapes of all groups.
+
+    Batches are simulated from the lengths (int [n]); shapes that save most are added one by one. Cheapest first; the last
+    one holds any batch. Widths are multiples of 8 (of 16 beyond 256), or the longest.
     """
-    prefix, live = np.asarray(prefix_lengths, np.int64), np.asarray(live_lengths, np.int64)
-    if not len(live):
-        raise ValueError("no lengths to plan shapes from")
-    drawn = np.random.default_rng(seed).integers(len(live), size=(_DRAWS, batch))
-    order = np.lexsort((prefix[drawn], (prefix + live)[drawn]), axis=1)
-    drawn = np.take_along_axis(drawn, order, axis=1)
-    bounds = _cuts(prefix[drawn], live[drawn], min(groups, batch))
-    longest = int(live.max()) if prefix.max() == 0 else None
-    options = []  # per group: (shape, which simulated batches it holds)
-    for a, b in itertools.pairwise(bounds):
-        needs = _Needs(prefix[drawn[:, a:b]], live[drawn[:, a:b]], longest)
-        shapes = dict.fromkeys(needs.shape(b - a, q) for q in _QUANTILES)
-        options.append([(shape, needs.holds(shape)) for shape in shapes])
-    everything = _Needs(prefix[None], live[None], longest)
-    largest = tuple(everything.shape(b - a, 1.0) for a, b in itertools.pairwise(bounds))
-    return _select(largest, options, max_shapes)
+    rng, prefix = np.random.default_rng(seed), np.zeros_like(lengths)
+    prefix, live = _draw((prefix, lengths), batch, _DRAWS, rng)
+    bounds = _cuts(prefix, live, min(groups, batch))
+    rows, most = np.diff(bounds), int(np.max(lengths))
+    longest = np.maximum.reduceat(live, bounds[:-1], axis=1)
+    widths = [np.minimum(_round_up(_quantile(longest, q)), most).tolist() for q in _QUANTILES]
+    everything = [min(int(_round_up(np.array(most))), most)] * len(rows)
+    every = itertools.product(*map(dict.fromkeys, zip(*widths, strict=True)))
+    tried = np.array([everything, *every])
+    holds = np.array([(longest <= one).all(axis=-1) for one in tried])
+    holds[0] = True
+    costs = tried @ rows
+    chosen = sorted(_worth_compiling(costs, holds, max_shapes), key=lambda i: costs[i])
+    return [tuple(zip(rows.tolist(), tried[i].tolist(), strict=True)) for i in chosen]
 
 
-class _Needs:
-    """Live tokens that simulated groups [S, rows] need, for every P worth trying."""
-
-    def __init__(self, prefix: np.ndarray, live: np.ndarray, longest: int | None):
-        low = int(prefix.min()) // _MULTIPLE * _MULTIPLE
-        tried = np.unique(_round_up(np.arange(low, prefix.max() + 1))).tolist()
-        self._need = {p: (live + np.maximum(prefix - p, 0)).max(axis=1) for p in tried}
-        self._longest = longest
-
-    def shape(self, rows: int, quantile: float) -> Shape:
-        """The cheapest shape that holds this share of the groups."""
-        shapes = []
-        for p, need in self._need.items():
-            t = int(_round_up(np.quantile(need, quantile, method="inverted_cdf")))
-            shapes.append(Shape(rows, p, min(t, self._longest or t)))
-        return min(shapes, key=_cost)
-
-    def holds(self, shape: Shape) -> np.ndarray:
-        """bool [S]."""
-        return self._need[shape.prefix] <= shape.live
-
-
-def _cost(shape: Shape) -> int:
-    return shape.rows * (shape.prefix + _LIVE_COST * shape.live)
+def choose_windows(shapes: Sequence[Windows], lengths: np.ndarray) -> Windows:
+    """The cheapest shape that holds sorted batches of these lengths (int [..., B]); the last one holds any."""
+    for one in shapes[:-1]:
+        rows, widths = np.array(one).T
+        longest = np.maximum.reduceat(lengths, np.cumsum(rows) - rows, axis=-1)
+        if (longest <= widths).all():
+            return one
+    return shapes[-1]
 
 
 def _round_up(length: np.ndarray) -> np.ndarray:
@@ -251,24 +230,6 @@ def _cuts(prefix: np.ndarray, live: np.ndarray, groups: int) -> list[int]:
     return [0, *reversed(bounds)]
 
 
-def _select(
-    largest: tuple[Shape, ...],
-    options: list[list[tuple[Shape, np.ndarray]]],
-    max_shapes: int,
-) -> list[tuple[Shape, ...]]:
-    if np.prod([len(o) for o in options]) <= 4096:
-        combined = list(itertools.product(*options))
-    else:  # many groups: the same quantile for all
-        longest = max(len(o) for o in options)
-        combined = [tuple(o[min(i, len(o) - 1)] for o in options) for i in range(longest)]
-    tuples = [tuple(shape for shape, _ in one) for one in combined]
-    holds = np.stack([np.logical_and.reduce([h for _, h in one]) for one in combined])
-    tuples, holds = [largest, *tuples], np.concatenate([np.ones_like(holds[:1]), holds])
-    costs = np.array([sum(map(_cost, one)) for one in tuples])
-    chosen = [tuples[i] for i in _worth_compiling(costs, holds, max_shapes)]
-    return sorted(dict.fromkeys(chosen), key=lambda one: sum(map(_cost, one)))
-
-
 def _worth_compiling(costs: np.ndarray, holds: np.ndarray, max_shapes: int) -> list[int]:
     """The first one, which holds all, and those that save most in turn. costs [n], holds bool [n, simulated batches]."""
     chosen, paid = [0], np.full(holds.shape[1], float(costs[0]))
@@ -280,39 +241,6 @@ def _worth_compiling(costs: np.ndarray, holds: np.ndarray, max_shapes: int) -> l
         chosen.append(best)
         paid = np.where(holds[best], np.minimum(paid, costs[best]), paid)
     return chosen
-
-
-def choose(
-    shapes: list[tuple[Shape, ...]], prefix_lengths: np.ndarray, live_lengths: np.ndarray
-) -> tuple[Shape, ...]:
-    """The cheapest tuple that holds sorted batches (int [..., B] each).
-
-    The last tuple holds any real batch. Should the lengths be bounds that no prompt reaches (maxima over devices, place
-    by place) and nothing hold them, it is the last one, widened.
-    """
-    for one in shapes:
-        if holds(one, prefix_lengths, live_lengths):
-            return one
-    needs = _needs(shapes[-1], prefix_lengths, live_lengths)
-    return tuple(
-        shape._replace(live=max(shape.live, int(_round_up(np.array(need)))))
-        for need, shape in zip(needs, shapes[-1], strict=True)
-    )
-
-
-def holds(one: tuple[Shape, ...], prefix_lengths: np.ndarray, live_lengths: np.ndarray) -> bool:
-    """Whether a tuple holds sorted batches (int [..., B] each)."""
-    needs = _needs(one, prefix_lengths, live_lengths)
-    return all(need <= shape.live for need, shape in zip(needs, one, strict=True))
-
-
-def _needs(one: tuple[Shape, ...], prefix: np.ndarray, live: np.ndarray) -> list[int]:
-    """Live tokens that the groups of sorted batches [..., B] need with each shape's P."""
-    bounds = np.cumsum([0, *(shape.rows for shape in one)])
-    return [
-        int((live[..., a:b] + np.maximum(prefix[..., a:b] - shape.prefix, 0)).max())
-        for shape, (a, b) in zip(one, itertools.pairwise(bounds), strict=True)
-    ]
 
 
 def plan_sorted(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llmsrec_jax.data.slices import slices, transition, warm_cold
+from llmsrec_jax.data.slices import history, popularity, slices, transition, warm_cold
 from tests.factories import dataset, random_dataset
 
 
@@ -22,6 +22,21 @@ def test_transition_scores_by_hand():
     masks = transition(made, "test", np.arange(4))
     np.testing.assert_array_equal(masks["transition"], [True, True, False, False])
     np.testing.assert_array_equal(masks["non_transition"], [False, False, True, True])
+
+
+def test_head_and_tail_by_hand():
+    # training counts: item 1 three, items 2 and 3 one each: item 1 alone holds half of the five
+    made = dataset([[1, 2, 9, 1], [1, 3, 9, 2], [1, 9, 4]], items=9)
+    masks = popularity(made, "test", np.arange(3))
+    np.testing.assert_array_equal(masks["head"], [True, False, False])
+    np.testing.assert_array_equal(masks["tail"], [False, True, True])
+
+
+def test_short_and_long_histories_by_hand():
+    made = dataset([[1, 2, 9, 4], [1, 2, 3, 9, 2], [1, 9, 4]], items=9)  # inputs of 3, 4, 2 items
+    masks = history(made, "test", np.arange(3))
+    np.testing.assert_array_equal(masks["short_history"], [True, False, True])
+    np.testing.assert_array_equal(masks["long_history"], [False, True, False])
 
 
 def test_slices_follow_the_users_asked_for():

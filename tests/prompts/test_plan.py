@@ -22,97 +22,78 @@ def draw(prefix, live, rows):
     return prefix[rows], live[rows]
 
 
-class TestGroups:
+def histories(n: int = 3000, seed: int = 0) -> np.ndarray:
+    """Lengths like those of user histories."""
+    return np.minimum(np.random.default_rng(seed).geometric(0.04, n) + 1, 300)
+
+
+def cost(shape: plan.Windows) -> int:
+    return sum(rows * width for rows, width in shape)
+
+
+class TestWindows:
     def test_shapes_are_few_aligned_and_sorted_by_cost(self):
-        prefix, live = lengths()
-        shapes = plan.plan_groups(prefix, live, batch=20, groups=3, max_shapes=4)
+        lengths = histories()
+        shapes = plan.plan_windows(lengths, batch=20, groups=3, max_shapes=4)
         assert 1 < len(shapes) <= 4
         for one in shapes:
-            assert len(one) == 3 and sum(s.rows for s in one) == 20
-            assert all(s.prefix % 8 == 0 and s.live % 8 == 0 for s in one)
-            assert all(s.live % 16 == 0 for s in one if s.live > 256)
-        costs = [sum(s.rows * (s.prefix + 2 * s.live) for s in one) for one in shapes]
-        assert costs == sorted(costs)
+            assert len(one) == 3 and sum(rows for rows, _ in one) == 20
+            assert all(w % (16 if w > 256 else 8) == 0 or w == lengths.max() for _, w in one)
+        assert [cost(one) for one in shapes] == sorted(map(cost, shapes))
 
     def test_deterministic(self):
-        plans = [plan.plan_groups(*lengths(), 20, 3, 4, seed=s) for s in (1, 1)]
+        plans = [plan.plan_windows(histories(), 20, 3, 4, seed=s) for s in (1, 1)]
         assert plans[0] == plans[1]
 
-    @pytest.mark.parametrize(("batch", "groups"), [(1, 3), (2, 3), (7, 1), (20, 3), (80, 8)])
-    def test_last_holds_any_batch(self, batch, groups):
-        prefix, live = lengths(400)
-        shapes = plan.plan_groups(prefix, live, batch, groups, 3)
-        worst = (
-            np.argsort(live)[-batch:],
-            np.argsort(prefix)[-batch:],
-            np.argsort(prefix + live)[-batch:],
-        )
-        for rows in worst:
-            assert plan.choose(shapes[-1:], *draw(prefix, live, rows)) == shapes[-1]
-
-    def test_bounds_over_devices_widen_the_last(self):
-        prefix, live = lengths(400)
-        shapes = plan.plan_groups(prefix, live, 8, 2, 3)
-        bound = np.full(8, prefix.max()), np.full(8, live.max())
-        widened = plan.choose(shapes, *bound)
-        for shape, last in zip(widened, shapes[-1], strict=True):
-            assert (shape.rows, shape.prefix) == (last.rows, last.prefix)
-            assert 0 <= shape.live - (live.max() + prefix.max() - shape.prefix) < 16
+    @pytest.mark.parametrize(("batch", "groups"), [(1, 3), (2, 3), (7, 1), (20, 3), (32, 5)])
+    def test_the_last_holds_any_batch(self, batch, groups):
+        lengths = histories(400)
+        shapes = plan.plan_windows(lengths, batch, groups, 3)
+        assert min(width for _, width in shapes[-1]) >= lengths.max()
+        assert plan.choose_windows(shapes, np.full(batch, lengths.max())) == shapes[-1]
 
     def test_devices_share_the_choice(self):
-        prefix, live = lengths()
-        shapes = plan.plan_groups(prefix, live, 20, 3, 4)
-        rng = np.random.default_rng(0)
-        devices = [draw(prefix, live, rng.integers(len(live), size=20)) for _ in range(4)]
-        alone = [plan.choose(shapes, *one) for one in devices]
-        together = plan.choose(shapes, *np.stack(devices, axis=1))
+        lengths = histories()
+        shapes, rng = plan.plan_windows(lengths, 20, 3, 4), np.random.default_rng(0)
+        devices = np.sort(rng.choice(lengths, (4, 20)), axis=1)
+        alone = [plan.choose_windows(shapes, one) for one in devices]
+        together = plan.choose_windows(shapes, devices)
         assert shapes.index(together) >= max(map(shapes.index, alone))
 
     def test_choice_is_the_cheapest_that_fits(self):
-        prefix, live = lengths()
-        shapes = plan.plan_groups(prefix, live, 20, 3, 4)
-        used = set()
+        lengths, used = histories(), set()
+        shapes = plan.plan_windows(lengths, 20, 3, 4)
         for seed in range(300):
-            rows = np.random.default_rng(seed).integers(len(live), size=20)
-            p, t = draw(prefix, live, rows)
-            chosen = plan.choose(shapes, p, t)
-            fits = []
-            for one in shapes:
-                need = []
-                for s, (a, b) in zip(
-                    one, itertools.pairwise([0, *np.cumsum([s.rows for s in one])]), strict=True
-                ):
-                    need.append((t[a:b] + np.maximum(p[a:b] - s.prefix, 0)).max() <= s.live)
-                fits.append(all(need))
+            batch = np.sort(np.random.default_rng(seed).choice(lengths, 20))
+            widths = lambda one: np.repeat([w for _, w in one], [rows for rows, _ in one])
+            fits = [bool((batch <= widths(one)).all()) for one in shapes]
+            chosen = plan.choose_windows(shapes, batch)
             assert chosen == shapes[fits.index(True)]
             used.add(chosen)
         assert len(used) > 2
 
     def test_groups_save_padding(self):
-        prefix, live = lengths()
-        paid, longest = {1: 0, 3: 0}, 0
-        plans = {g: plan.plan_groups(prefix, live, 20, g, 4) for g in paid}
+        lengths, paid, longest = histories(), {1: 0, 3: 0}, 0
+        plans = {groups: plan.plan_windows(lengths, 20, groups, 4) for groups in paid}
         for seed in range(200):
-            p, t = draw(prefix, live, np.random.default_rng(seed).integers(len(live), size=20))
-            longest += 20 * (p.max() + t.max())
-            for g, shapes in plans.items():
-                paid[g] += sum(s.rows * (s.prefix + s.live) for s in plan.choose(shapes, p, t))
+            batch = np.sort(np.random.default_rng(seed).choice(lengths, 20))
+            longest += 20 * batch.max()
+            for groups, shapes in plans.items():
+                paid[groups] += cost(plan.choose_windows(shapes, batch))
         assert paid[3] < 0.85 * longest and paid[3] < 0.85 * paid[1]
 
-    def test_windows_without_prefix_are_never_wider_than_the_longest(self):
-        live = np.random.default_rng(0).integers(1, 51, 1000)
-        shapes = plan.plan_groups(np.zeros(1000, int), live, 32, 4, 3)
-        assert max(s.live for one in shapes for s in one) == 50
-        assert all(s.prefix == 0 for one in shapes for s in one)
+    def test_never_wider_than_the_longest(self):
+        lengths = np.random.default_rng(0).integers(1, 51, 1000)
+        shapes = plan.plan_windows(lengths, 32, 4, 3)
+        assert max(width for one in shapes for _, width in one) == 50
 
     def test_constant_lengths_need_one_shape(self):
-        shapes = plan.plan_groups(np.full(9, 40), np.full(9, 16), 4, 2, 4)
-        assert len(shapes) == 1
-        assert {(s.prefix, s.live) for s in shapes[0]} == {(40, 16)}
+        shapes = plan.plan_windows(np.full(9, 16), 4, 2, 4)
+        assert len(shapes) == 1 and {width for _, width in shapes[0]} == {16}
 
     def test_no_lengths(self):
         with pytest.raises(ValueError, match="no lengths"):
-            plan.plan_groups(np.zeros(0), np.zeros(0), 4, 2, 4)
+            plan.plan_windows(np.zeros(0, int), 4, 2, 4)
 
 
 class TestSorted:

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from llmsrec_jax import config
+from llmsrec_jax import config, rules
 from llmsrec_jax.data import sources, splits
 from tests.data.amazon_reviews_2023 import made
 
@@ -111,5 +111,5 @@ def test_the_rates_and_the_preset():
         assert (cfg.data.user_sample, cfg.data.kcore, cfg.data.ties) == (
             *("reference", "reference", "file"),
         )
-        config.validate(cfg)
+        rules.validate(cfg)
         assert module.get_config().data.kcore == "iterative"

@@ -1,0 +1,118 @@
+"""What a configuration may be: ranges of numbers, what may be empty, and values that go together. Reads no file."""
+
+import math
+import re
+from collections.abc import Callable
+
+from llmsrec_jax.config import Config, Data, closest, flatten, typed
+
+# What a number may be; every number of the tree is in exactly one row (a test checks it).
+RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "at least 0": (
+        lambda v: v >= 0,
+        (
+            *("seed", "data.max_users", "teacher.patience", "distill.weight", "uniformity.weight"),
+            *("train.patience", "train.max_users", "train.save_every_s", "evaluate.max_users"),
+            *(
+                "evaluate.validation_users",
+                "evaluate.show_users",
+                "order.permutations",
+                "mesh.devices",
+            ),
+            *("train.parts", "mesh.memory_gib"),
+        ),
+    ),
+    "at least 1": (
+        lambda v: v >= 1,
+        (
+            *("data.shop.users", "data.shop.items", "data.min_user", "data.min_item"),
+            *("teacher.d", "teacher.max_len", "teacher.blocks", "teacher.heads", "teacher.batch"),
+            *("teacher.negatives", "teacher.epochs", "teacher.validate_every"),
+            *("prompts.history_len", "prompts.max_tokens", "head.dim", "head.hidden"),
+            *("train.batch", "train.epochs", "train.negatives", "train.validations_per_epoch"),
+            *("train.length_groups", "train.shapes", "mesh.fsdp", "mesh.tensor"),
+            *("evaluate.negatives", "evaluate.batch", "evaluate.shapes"),
+        ),
+    ),
+    "above 0": (
+        lambda v: v > 0,
+        ("teacher.lr", "distill.temperature", "uniformity.temperature", "train.lr"),
+    ),
+    "above 0 and at most 1": (lambda v: 0 < v <= 1, ("data.user_share", "train.lr_decay")),
+    "from 0 to 1": (lambda v: 0 <= v <= 1, ("data.shop.late_items", "data.shop.order")),
+    "at least 0 and below 1": (
+        lambda v: 0 <= v < 1,
+        ("teacher.dropout", "teacher.b2", "train.b2"),
+    ),
+}
+
+# Texts that may be empty; every other one must say something.
+MAY_BE_EMPTY = (
+    *("data.name", "data.files.interactions", "data.files.items", "data.category", "llm.revision"),
+    *("data.manual_dir", "data.base_url", "data.cache_dir", "llm.tokenizer"),
+)
+
+METRIC = re.compile(r"(hr|ndcg|mrr)@([1-9][0-9]*)")
+
+
+def validate(config: Config) -> None:
+    """Checks every value, and the values against each other; reads no file.
+
+    Raises:
+      ValueError: names the setting, its value and what is legal.
+    """
+    values = {name: typed(name, value, declared) for name, value, declared in flatten(config)}
+    for rule, (holds, names) in RANGES.items():
+        for name in names:
+            if not (math.isfinite(values[name]) and holds(values[name])):
+                raise ValueError(f"{name}={values[name]}: must be {rule}")
+    for name, value in values.items():
+        if value == "" and name not in MAY_BE_EMPTY:
+            raise ValueError(f"{name} is empty: give it a value")
+    _check_source(config.data)
+    _check_metrics(config)
+    llm, teacher, rounded = config.llm, config.teacher, config.llm.item_store_dtype != "auto"
+    if teacher.d % teacher.heads:
+        raise ValueError(f"teacher.heads={teacher.heads}: must divide teacher.d={teacher.d}")
+    if llm.revision and llm.path.startswith("random:"):
+        raise ValueError(f"llm.revision={llm.revision!r}: {llm.path} has no revisions")
+    if llm.item_store == "recompute" and rounded:
+        raise ValueError("llm.item_store_dtype: nothing is stored with llm.item_store=recompute")
+    if (rounded or llm.item_store in ("hbm", "host")) and config.mesh.tensor > 1:
+        raise ValueError(f"llm.item_store={llm.item_store} needs whole keys: use mesh.tensor=1")
+    if config.train.length_groups > config.train.batch:
+        raise ValueError(
+            f"train.length_groups={config.train.length_groups}: "
+            f"must be at most train.batch={config.train.batch}"
+        )
+
+
+def _check_source(data: Data) -> None:
+    files = "--config.data.files.interactions=PATH --config.data.files.items=PATH"
+    how = f"--config.data.source=files {files}"
+    if data.source == "amazon" and not data.category:
+        raise ValueError("data.category is empty: name one, as --config.data.category=Electronics")
+    if data.source != "amazon" and (data.manual_dir or data.base_url):
+        what = "data.manual_dir or data.base_url"
+        raise ValueError(f"{what} is set but data.source={data.source!r} ignores it")
+    if data.source == "files" and not data.files.interactions:
+        raise ValueError(f"data.files.interactions is empty: name your files with {how}")
+    if data.source == "shop" and (data.files.interactions or data.files.items):
+        raise ValueError(f"data.files is set but data.source='shop' ignores it: {how}")
+
+
+def _check_metrics(config: Config) -> None:
+    ks, metric = config.evaluate.ks, config.train.metric
+    if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+        raise ValueError(f"evaluate.ks={ks}: must be different numbers, each at least 1")
+    if max(ks) > config.evaluate.negatives:
+        raise ValueError(
+            f"evaluate.ks={ks}: all of 1 + evaluate.negatives={config.evaluate.negatives} candidates "
+            f"are among the first {max(ks)}; ask for more negatives or smaller numbers"
+        )
+    match = METRIC.fullmatch(metric)
+    if not match:
+        hint = closest(metric, [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in ks])
+        raise ValueError(f"train.metric={metric!r}: must be hr@K, ndcg@K or mrr@K{hint}")
+    if int(match[2]) not in ks:
+        raise ValueError(f"train.metric={metric!r}: {match[2]} is not in evaluate.ks={ks}")

@@ -1,0 +1,263 @@
+"""train, encode: LLM-SRec over a frozen backbone and a frozen teacher."""
+
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from llmsrec_jax import evaluate, loaders, memory_plan, parallel, stores, train
+from llmsrec_jax.checkpoint import Stage
+from llmsrec_jax.data import splits, storage
+from llmsrec_jax.evaluate import Vectors, unit
+from llmsrec_jax.keys import PERMUTED, TRAIN, VECTORS
+from llmsrec_jax.llama import weights
+from llmsrec_jax.memory import Job
+from llmsrec_jax.models import llm4rec
+from llmsrec_jax.prompts.prompts import LatePrompts, Prompts
+from llmsrec_jax.prompts.tokens import check_vocabulary
+from llmsrec_jax.stages.preparation import Prepared
+from llmsrec_jax.stages.teacher import Teacher
+from llmsrec_jax.stages.tokens import Tokens
+from llmsrec_jax.stages.work import Work
+
+LLM_KEY = 2  # random stream
+# a random backbone stands for pretrained weights: it does not change with the seed
+BACKBONE_SEED = 0
+VECTORS_FILE = "test.npz"
+
+
+class LLMRec:
+    """Heads and tokens that train, around what is frozen."""
+
+    def __init__(self, work: Work, data: Prepared, tokens: Tokens, teacher: Teacher):
+        self._work, self._data, self._tokens, self._teacher = work, data, tokens, teacher
+
+    # before ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _stage(self) -> Stage:
+        return self._work.stage("checkpoints", TRAIN)
+
+    def require_trained(self) -> None:
+        """Stops before the long work: --mode=evaluate trains nothing."""
+        if not self._stage.finished:
+            raise ValueError(
+                f"LLM-SRec is not trained for this configuration in {self._work.workdir}: "
+                "run --mode=train (or run) first"
+            )
+
+    def require_even_batches(self) -> None:
+        """Stops before the long work: the backbone and the batches are shared out evenly over the devices."""
+        work, cfg = self._work, self._work.cfg.train
+        work.mesh.weights.check(work.keys.backbone[0], work.cfg.llm.quant)
+        if work.done(self._stage):
+            return
+        users = len(self._data.dataset.eligible("train"))
+        batch = min(cfg.batch, users, cfg.max_users or users)
+        loaders.per_device(batch, work.devices, "train.batch")
+
+    def require_memory(self) -> None:
+        """Stops before the long work, where training would not fit."""
+        if not self._work.done(self._stage):
+            self.plan.require()
+            self._work.writer.say(self.plan.report())
+            self._tokens.say_trimmed("the catalogue")
+
+    @cached_property
+    def plan(self) -> memory_plan.Plan:
+        """How training, if it is not finished, uses the memory."""
+        work = self._work
+        data = self._tokens.builder, self._data.training, self._users
+        over = work.done(self._stage)
+        job = Job.of(work.cfg, work.keys.backbone, *data, work.mesh, over)
+        return memory_plan.choose(job, work.mesh)
+
+    # what is frozen -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _users(self) -> np.ndarray:
+        """Of the training set."""
+        eligible, cfg = self._data.dataset.eligible("train"), self._work.cfg
+        return splits.sample_users(eligible, cfg.train.max_users, cfg.seed)
+
+    @cached_property
+    def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
+        work, tokenizer = self._work, self._tokens.builder.tokenizer
+        (shape, folder), cfg = work.keys.backbone, work.cfg.llm
+        how = weights.compute_dtype(cfg.dtype), cfg.quant, work.mesh.weights
+        if folder is None:
+            work.writer.say(f"{cfg.path}: a backbone of random weights, a toy")
+            dtype, quant, sharding = how
+            size = tokenizer.vocab_size
+            llama = weights.random(shape, BACKBONE_SEED, dtype, size, quant, sharding)
+        else:
+            check_vocabulary(tokenizer, shape.vocab)
+            llama = weights.load(folder, shape, *how)
+        return nnx.split(llama)
+
+    @cached_property
+    def store(self) -> stores.ItemStore | None:
+        """Keys and values of item prompts' prefixes, where they are kept."""
+        work = self._work
+        auto = work.cfg.llm.item_store == "auto"
+        cfg = (self.plan.apply(work.cfg) if auto else work.cfg).llm
+        items = self._tokens.builder.items(np.arange(1, self._data.dataset.catalog.size))
+        with work.writer.progress("item prefixes", len(items), unit="items") as bar:
+            return stores.of(cfg, self._backbone, items, work.mesh, bar.update)
+
+    @cached_property
+    def frozen(self) -> llm4rec.Frozen:
+        items = parallel.replicate(jnp.asarray(self._teacher.items), self._work.mesh)
+        kept = None if self.store is None else self.store.resident
+        return llm4rec.Frozen(self._backbone[1], items, kept)
+
+    # train ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _model(self) -> tuple[nnx.GraphDef, nnx.State]:
+        cfg = self._work.cfg
+        key = jax.random.fold_in(jax.random.key(cfg.seed), LLM_KEY)
+        backbone, rngs = nnx.merge(*self._backbone), nnx.Rngs(params=key)
+        return nnx.split(llm4rec.new(cfg, backbone, rngs))
+
+    def train(self) -> None:
+        """Trains LLM-SRec, or goes on training it; the best checkpoint by validation is kept."""
+        work, cfg, dataset = self._work, self._work.cfg.train, self._data.training
+        if work.done(self._stage):
+            return
+        cf_user_repr = self._teacher.users(dataset.inputs("train", self._users))
+        batches = loaders.LLMBatches(
+            *(dataset, self._users, self._tokens.builder, cf_user_repr, self.plan.apply(work.cfg)),
+            *(work.devices, work.mine, self.store),
+        )
+        graphdef, params = self._model
+        graphs = {"model": graphdef, "llama": self._backbone[0]}
+        per_device = partial(train.llm_step, **graphs, cfg=work.cfg, axis=work.mesh.axis)
+        per_epoch = batches.order.steps_per_epoch
+        valid_users, candidates = self._data.candidates("valid")
+        prompts = self._tokens.builder.later(dataset.inputs("valid", valid_users))
+        item_ids, k = np.unique(candidates), int(cfg.metric.partition("@")[2])
+        items = self._tokens.builder.items(item_ids)
+
+        def validate(state: train.State) -> dict[str, float]:
+            vectors = self._vectors(state.params, prompts, items, item_ids, "validation")
+            return evaluate.selection_metric(vectors, candidates, k, work.cfg.evaluate.ties)
+
+        job = train.Job(
+            stage="train",
+            key=self._stage.key,
+            step=parallel.train_wrapper(per_device, work.mesh),
+            frozen=self.frozen,
+            batches=partial(loaders.stream, batches),
+            put=partial(parallel.put_batch, mesh=work.mesh),
+            steps_per_epoch=per_epoch,
+            total_steps=per_epoch * cfg.epochs,
+            validate_at=train.validation_steps(per_epoch, cfg.epochs, cfg.validations_per_epoch),
+            validate=validate,
+            metric=cfg.metric,
+            patience=cfg.patience,
+            lr_decay=cfg.lr_decay if cfg.lr_schedule == "decay" else 1.0,
+            batch_users=batches.order.batch,
+            save_every_s=cfg.save_every_s,
+        )
+        work.fit(self._stage, job, train.init_state(params, cfg.lr, cfg.b2))
+        self._tokens.say_trimmed("training and validation")
+
+    # encode ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _encoders(self) -> dict[str, Any]:
+        graphs = self._model[0], self._backbone[0]
+        encoder = lambda kind: parallel.encode_wrapper(
+            llm4rec.encoder(kind, *graphs), self._work.mesh
+        )
+        return {kind: encoder(kind) for kind in llm4rec.HEADS}
+
+    def _encode(
+        self, kind: str, params: nnx.State, prompts: Prompts | LatePrompts, title: str
+    ) -> np.ndarray:
+        """float32 [n, R]: vectors of all prompts of `users` or `items`."""
+        work, cfg = self._work, self._work.cfg.evaluate
+        store = self.store if kind == "items" else None
+        batches = loaders.encoding_batches(
+            prompts, cfg.batch, work.devices, cfg.shapes, work.mine, store
+        )
+        with work.writer.progress(title, len(prompts), unit="prompts") as bar:
+            parts = (batches, self._encoders[kind], self.frozen, params, work.mesh)
+            return evaluate.encode(*parts, len(prompts), bar.update)
+
+    def _vectors(
+        self,
+        params: nnx.State,
+        users: LatePrompts,
+        items: Prompts,
+        item_ids: np.ndarray,
+        title: str,
+    ) -> Vectors:
+        """Vectors of the prompts; rows of items that are not in `item_ids` stay 0."""
+        user = self._encode("users", params, users, title)
+        some = self._encode("items", params, items, title)
+        table = np.zeros((self._data.dataset.catalog.size, some.shape[1]), np.float32)
+        table[item_ids] = some
+        return Vectors(self._scored(user), self._scored(table))
+
+    def _scored(self, vectors: np.ndarray) -> np.ndarray:
+        """As `evaluate.score` compares them (D45)."""
+        return unit(vectors) if self._work.cfg.evaluate.score == "cosine" else vectors
+
+    @cached_property
+    def _params(self) -> nnx.State:
+        cfg = self._work.cfg.train
+        return self._work.fitted(self._stage, train.init_state(self._model[1], cfg.lr, cfg.b2))
+
+    def encode(self) -> None:
+        """Vectors of the test users and of every item, once."""
+        stage = self._work.stage("vectors", VECTORS)
+        if self._work.done(stage):
+            return
+        prompts = self._tokens.builder.later(self._data.test_histories(0))
+        every = np.arange(1, self._data.dataset.catalog.size)
+        items = self._tokens.builder.items(every)
+        vectors = self._vectors(self._params, prompts, items, every, "test")
+
+        def store(stage: Stage) -> dict[str, Any]:
+            storage.write_arrays(stage.folder / VECTORS_FILE, user=vectors.user, item=vectors.item)
+            return {}
+
+        self._work.once(stage, store)
+        self._tokens.say_trimmed("the test set")
+
+    def encode_permuted(self) -> None:
+        """Vectors of the test users whose histories are in another order, once for every permutation (E8)."""
+        for number in range(1, self._work.cfg.order.permutations + 1):
+            stage = self._permuted(number)
+            if self._work.done(stage):
+                continue
+            prompts = self._tokens.builder.later(self._data.test_histories(number))
+            user = self._scored(self._encode("users", self._params, prompts, f"order {number}"))
+
+            def store(stage: Stage, user: np.ndarray = user) -> dict[str, Any]:
+                storage.write_arrays(stage.folder / VECTORS_FILE, user=user)
+                return {}
+
+            self._work.once(stage, store)
+
+    def _permuted(self, number: int) -> Stage:
+        return self._work.stage("permuted", PERMUTED, permutation=number)
+
+    @property
+    def permuted(self) -> list[np.ndarray]:
+        """Those of `encode_permuted`, float32 [U, R] each."""
+        numbers = range(1, self._work.cfg.order.permutations + 1)
+        folders = [self._permuted(number).folder for number in numbers]
+        return [storage.read_arrays(folder / VECTORS_FILE)["user"] for folder in folders]
+
+    @property
+    def vectors(self) -> Vectors:
+        """Those of `encode`."""
+        return Vectors(
+            **storage.read_arrays(self._work.stage("vectors", VECTORS).folder / VECTORS_FILE)
+        )

@@ -1,0 +1,106 @@
+"""teacher: SASRec, trained on interactions alone, then frozen."""
+
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from llmsrec_jax import evaluate, loaders, parallel, train
+from llmsrec_jax.data.interactions import UserSequences
+from llmsrec_jax.evaluate import Vectors
+from llmsrec_jax.keys import TEACHER
+from llmsrec_jax.models import sasrec
+from llmsrec_jax.stages.preparation import Prepared
+from llmsrec_jax.stages.work import Work
+
+TEACHER_KEY = 1  # random stream
+TEACHER_ROWS = 512  # windows per encoding step
+
+
+class Teacher:
+    """One CF-SRec over the prepared data."""
+
+    def __init__(self, work: Work, data: Prepared):
+        self._work, self._data = work, data
+
+    @property
+    def _key(self) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self._work.cfg.seed), TEACHER_KEY)
+
+    @cached_property
+    def _model(self) -> tuple[nnx.GraphDef, nnx.State]:
+        rngs = nnx.Rngs(params=self._key)
+        size = self._data.dataset.catalog.size
+        return nnx.split(sasrec.SASRec(size, self._work.cfg.teacher, rngs))
+
+    def train(self) -> None:
+        """Trains SASRec, or goes on training it; keeps the best checkpoint (D31)."""
+        work, cfg = self._work, self._work.cfg.teacher
+        stage = work.stage("teacher", TEACHER)
+        if work.done(stage):
+            return
+        graphdef, params = self._model
+        dataset, seed = self._data.training, work.cfg.seed
+        batches = loaders.TeacherBatches(dataset, cfg, seed, work.devices, work.mine)
+        per_device = partial(train.teacher_step, model=graphdef, cfg=work.cfg, axis=work.mesh.axis)
+        per_epoch = batches.order.steps_per_epoch
+        total = per_epoch * cfg.epochs
+        every = per_epoch * cfg.validate_every
+        users, candidates = self._data.candidates("valid")
+        histories = self._data.dataset.inputs("valid", users)
+
+        def validate(state: train.State) -> dict[str, float]:
+            vectors = self._vectors(state.params, histories)
+            return evaluate.selection_metric(vectors, candidates, 10, work.cfg.evaluate.ties)
+
+        job = train.Job(
+            stage="teacher",
+            key=stage.key,
+            step=parallel.train_wrapper(per_device, work.mesh),
+            frozen=parallel.replicate(self._key, work.mesh),
+            batches=partial(loaders.stream, batches),
+            put=partial(parallel.put_batch, mesh=work.mesh),
+            steps_per_epoch=per_epoch,
+            total_steps=total,
+            validate_at=[*range(every, total, every), total],
+            validate=validate,
+            metric="ndcg@10",
+            patience=cfg.patience,
+            lr_decay=1.0,
+            batch_users=batches.order.batch,
+            save_every_s=work.cfg.train.save_every_s,
+        )
+        work.fit(stage, job, train.init_state(params, cfg.lr, cfg.b2))
+
+    @cached_property
+    def _params(self) -> nnx.State:
+        work, cfg = self._work, self._work.cfg.teacher
+        like = train.init_state(self._model[1], cfg.lr, cfg.b2)
+        return work.fitted(work.stage("teacher", TEACHER), like, cfg.keep)
+
+    @cached_property
+    def _encoder(self) -> Any:
+        graphdef, _ = self._model
+        encode = lambda frozen, params, history: nnx.merge(graphdef, params).user_repr(history)
+        return parallel.encode_wrapper(encode, self._work.mesh)
+
+    def _users(self, params: nnx.State, histories: UserSequences) -> np.ndarray:
+        work = self._work
+        batches = loaders.window_batches(
+            histories, work.cfg.teacher.max_len, TEACHER_ROWS, work.devices, work.mine
+        )
+        return evaluate.encode(batches, self._encoder, (), params, work.mesh, len(histories))
+
+    def _vectors(self, params: nnx.State, histories: UserSequences) -> Vectors:
+        return Vectors(self._users(params, histories), np.asarray(params["item_embedding"][...]))
+
+    def users(self, histories: UserSequences) -> np.ndarray:
+        """O_u of the trained teacher, float32 [n, E]."""
+        return self._users(self._params, histories)
+
+    @property
+    def items(self) -> np.ndarray:
+        """float32 [I, E]."""
+        return np.asarray(self._params["item_embedding"][...])
