@@ -283,10 +283,10 @@ KEEPS_MEMORY = """
 import resource, jax, jax.numpy as jnp
 from llmsrec_jax import parallel
 parallel.keep_memory()
-step = jax.jit(lambda x: jnp.sort(x @ x, axis=0).sum())  # two buffers of 64 MiB
+step = jax.jit(lambda x: jnp.roll(jax.lax.optimization_barrier(x + 1), 7).sum())  # a buffer of 64 MiB
 x = jnp.ones((4096, 4096))
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-run = lambda: [step(x).block_until_ready() for _ in range(4)]
+run = lambda: [step(x).block_until_ready() for _ in range(8)]
 run()
 before = faults()
 run()
@@ -296,13 +296,13 @@ print(faults() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
 def test_memory_of_a_step_serves_the_next():
-    """16,384 pages and more would be mapped anew by each of four steps."""
+    """16,384 pages would be mapped anew by each of eight steps; the heap may still find its size in one or two."""
     env = {**os.environ, "PYTHONPATH": str(REPO), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     ran = subprocess.run(
         [sys.executable, "-c", KEEPS_MEMORY], env=env, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout) < 1000
+    assert int(ran.stdout) < 8 * 16_384 / 2
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, 0.0), ("2.5", 7.0)])
