@@ -35,6 +35,7 @@ class Run:
 Step = Callable[[Run], None]
 TRAIN: tuple[Step, ...] = (
     lambda run: run.data.prepare(),
+    lambda run: run.data.require_order(),
     lambda run: run.tokens.require_titles(),
     lambda run: run.llm.require_even_batches(),
     lambda run: run.tokens.tokenize(),
@@ -50,7 +51,7 @@ EVALUATE: tuple[Step, ...] = (
 STEPS: dict[str, tuple[Step, ...]] = {  # mode -> what it does, in order
     "prepare": TRAIN[:1],
     "teacher": (
-        *(TRAIN[0], lambda run: run.teacher.train()),
+        *(*TRAIN[:2], lambda run: run.teacher.train()),
         lambda run: run.judgement.judge(with_llm=False),
     ),
     "train": TRAIN,

@@ -1,6 +1,6 @@
 """What a difference between two models, or two conditions of one, is worth: paired bootstrap over users.
 
-Users are the only source of chance here; seeds are another one, and reported beside it (mean and sd over runs).
+Users are the only source of chance here; seeds are another one.
 """
 
 from typing import NamedTuple
@@ -76,8 +76,3 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = DR
         *((b / a - 1, float(relative.std())) if known else (float("nan"), float("nan"))),
         n,
     )
-
-
-def over_runs(values: np.ndarray) -> tuple[float, float]:
-    """Mean and sample standard deviation over runs float [runs]; the latter is NaN for a single one."""
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")

@@ -291,11 +291,28 @@ def test_how_vectors_are_computed_is_in_no_artefact(copy, finished, changes):
 # order -------------------------------------------------------------------------------------------------------
 
 
-def test_histories_in_another_order(copy, finished, monkeypatch):
+def test_nothing_to_permute_is_found_before_anything_trains(tmp_path):
+    """Of a window of one item."""
+    table = tmp_path / "rows.csv"
+    day = 86_400_000 * 20_000
+    rows = [f"u{u},{x}{u},{day + k}" for u in range(6) for k, x in enumerate("aabc")]
+    table.write_text("user,item,timestamp\n" + "\n".join(rows) + "\n")
+    settings = {"data.source": "files", "data.files.interactions": str(table), "data.kcore": "none"}
+    cfg = tiny({**settings, "order.permutations": 2, "evaluate.negatives": 1, "evaluate.ks": (1,)})
+    cfg = config.apply(
+        cfg, {"order.scope": "window", "prompts.history_len": 1, "train.metric": "hr@1"}
+    )
+    with pytest.raises(ValueError, match="order.permutations=2: no test history has two different"):
+        pipeline.run(cfg, tmp_path / "run", "teacher")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_histories_in_another_order(copy, finished, capsys, monkeypatch):
     """Nothing trains; who is blind to order sees no change at all, and one permutation more costs one more."""
     monkeypatch.setattr(train, "fit", None)
     pipeline.run(tiny({"order.permutations": 1}), copy, "evaluate")
     assert len(list((copy / "permuted").iterdir())) == 1
+    assert "another order changes 100.0% of the test histories" in capsys.readouterr().out
     first = [row for row in results(copy) if row["condition"] == "shuffled"]
     pipeline.run(tiny({"order.permutations": 2}), copy, "evaluate")
     assert len(list((copy / "permuted").iterdir())) == 2

@@ -65,9 +65,3 @@ def test_of_nothing_there_is_no_relative_change():
 def test_other_users_cannot_be_compared(a, b):
     with pytest.raises(ValueError, match="same users"):
         statistics.paired(a, b)
-
-
-def test_over_runs():
-    mean, sd = statistics.over_runs(np.array([1.0, 2.0, 3.0]))
-    assert (mean, sd) == (2, 1)
-    assert np.isnan(statistics.over_runs(np.array([1.0]))[1])

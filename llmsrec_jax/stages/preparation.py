@@ -65,6 +65,19 @@ class Prepared:
             self.dataset, self.candidates("test")[0], self._work.cfg, number
         )
 
+    def require_order(self) -> None:
+        """Says how many test histories another order changes; stops before the long work where it changes none."""
+        numbers = range(1, self._work.cfg.order.permutations + 1)
+        if not numbers:
+            return
+        original = self.test_histories(0)
+        share = np.mean([orders.changed(original, self.test_histories(n)) for n in numbers])
+        if not share:
+            raise ValueError(
+                f"order.permutations={len(numbers)}: no test history has two different items to permute"
+            )
+        self._work.writer.say(f"another order changes {share:.1%} of the test histories")
+
     def candidates(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(users int32 [n], candidates int32 [n, C]) of `valid` or `test`."""
         folder = self._work.stage("candidates", CANDIDATES[split]).folder
