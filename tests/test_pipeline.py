@@ -25,7 +25,7 @@ from tests.systems import tiny
 PACKAGE = Path(pipeline.__file__).parent
 FIELDS = {
     *("model", "dataset", "split", "protocol", "slice", "metric", "value", "se", "users", "seed"),
-    *("candidates_hash", "config_hash", "git"),
+    *("candidates_hash", "config_hash", "git", "condition"),
 }
 ABLATION = {"distill.weight": 0.0, "uniformity.weight": 0.0}
 
