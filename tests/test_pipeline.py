@@ -106,7 +106,11 @@ def test_results(finished):
         assert (row["dataset"], row["split"], row["seed"]) == ("tiny", "test", 0)
     assert len({row["candidates_hash"] for row in rows}) == 1
     named = {row["slice"] for row in rows}
-    assert named <= {"all", "warm", "cold", "transition", "non_transition"} and len(named) > 2
+    assert named <= {
+        *("all", "warm", "cold", "transition", "non_transition"),
+        *("head", "tail", "short_history", "long_history"),
+    }
+    assert len(named) > 6
 
 
 def test_the_second_run_does_nothing(copy, no_work, capsys):
