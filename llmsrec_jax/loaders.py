@@ -201,8 +201,6 @@ class LLMBatches:
         shape: plan.StepShape,
     ) -> LLMBatch:
         """Of users [parts, n], items [parts, m] and candidates [parts * n, C] of one device."""
-        position = np.empty(self.dataset.catalog.size, np.int32)
-        position[item_rows.ravel() + 1] = np.arange(item_rows.size)  # any prompt of an item: equal
         prompts = self.user_prompts(rows.ravel())
         own_rows = np.arange(rows.size).reshape(rows.shape)
         parts = [
@@ -210,7 +208,7 @@ class LLMBatches:
         ]
         return LLMBatch(
             prompts=parallel.stack(parts),
-            candidates=position[candidates],
+            candidates=among(candidates, item_rows),
             cf_user_repr=self.cf_user_repr[rows.ravel()],
         )
 
@@ -243,6 +241,13 @@ class LLMBatches:
         return np.concatenate(
             [self.targets[rows][..., None], negatives.reshape(*rows.shape, -1)], axis=2
         )
+
+
+def among(candidates: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
+    """int32, of the shape of `candidates` (item ids): where in `item_rows` (any shape) the prompt of each is; any, of equal ones."""
+    position = np.empty(int(item_rows.max()) + 2, np.int32)
+    position[item_rows.ravel() + 1] = np.arange(item_rows.size)
+    return position[candidates]
 
 
 def parts_of(users: int, parts: int) -> int:

@@ -28,9 +28,8 @@ from llmsrec_jax.prompts.prompts import PromptBuilder
 GIB = 1 << 30
 FP32 = 4  # bytes of everything that trains
 PROJECTED = 6  # [slots, D] of the item projector that its backward pass needs
-PASSES = (
-    4000  # at most so many are simulated: a longer run may meet a shape that none of them takes
-)
+# at most so many are simulated: a longer run may meet a shape that none of them takes
+PASSES = 4000
 
 
 class Needs(NamedTuple):

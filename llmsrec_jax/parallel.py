@@ -157,7 +157,7 @@ def stack(shards: list[Any]) -> Any:
 
 def train_wrapper(step: Callable, mesh: DeviceMesh) -> Callable:
     """`step(frozen, state, batch) -> (state, metrics)` over all devices, compiled once per batch shape; donates state."""
-    return _everywhere(step, mesh, donate=(1,))
+    return _on_parts(step, mesh, donate=(1,))
 
 
 def encode_wrapper(encode: Callable, mesh: DeviceMesh) -> Callable:
@@ -166,36 +166,37 @@ def encode_wrapper(encode: Callable, mesh: DeviceMesh) -> Callable:
     def gathered(frozen: Any, params: Any, batch: Any) -> jax.Array:
         return jax.lax.all_gather(encode(frozen, params, batch), mesh.axis)
 
-    return _everywhere(gathered, mesh, donate=())
+    return _on_parts(gathered, mesh, donate=())
 
 
-def _everywhere(per_device: Callable, mesh: DeviceMesh, donate: tuple[int, ...]) -> Callable:
+def _on_parts(per_device: Callable, mesh: DeviceMesh, donate: tuple[int, ...]) -> Callable:
     """`per_device(frozen, state, batch)`, whose results are the same on every device, on all of them."""
     if mesh.mode == "pmap":
         return _Pmapped(per_device, mesh, donate)
 
-    def program(frozen: Any, state: Any, batch: Any) -> Any:
-        on_part = lambda frozen, state, batch: per_device(
-            frozen, state, jax.tree.map(lambda x: x[0], batch)
-        )
-        specs = _specs(frozen, mesh.weights), P(), P(mesh.axis)
-        return jax.shard_map(
-            on_part, mesh=mesh.mesh, in_specs=specs, out_specs=P(), check_vma=False
-        )(frozen, state, batch)
+    def on_part(frozen: Any, state: Any, batch: Any) -> Any:
+        return per_device(frozen, state, jax.tree.map(lambda x: x[0], batch))
 
-    return jax.jit(program, donate_argnums=donate)
+    return _mapped(on_part, mesh, P(mesh.axis), donate)
 
 
 def everywhere(function: Callable, mesh: DeviceMesh) -> Callable:
     """`function(frozen, *args)` on every device alike, each with its part of the backbone; compiled."""
+    return _mapped(function, mesh, P())
+
+
+def _mapped(
+    function: Callable, mesh: DeviceMesh, last: P, donate: tuple[int, ...] = ()
+) -> Callable:
+    """`function(frozen, *args)` per device: args are on each of them, the last one lies as `last` says; compiled."""
 
     def program(frozen: Any, *args: Any) -> Any:
-        specs = _specs(frozen, mesh.weights), *(P() for _ in args)
+        specs = _specs(frozen, mesh.weights), *(P() for _ in args[:-1]), last
         return jax.shard_map(
             function, mesh=mesh.mesh, in_specs=specs, out_specs=P(), check_vma=False
         )(frozen, *args)
 
-    return jax.jit(program)
+    return jax.jit(program, donate_argnums=donate)
 
 
 def _specs(frozen: Any, weights: Sharding) -> Any:

@@ -156,12 +156,12 @@ def _empty(cfg: LlamaConfig, tokens: int, dtype: Any, zeros: Callable[..., Any])
 
 def _blocks(items: Prompts, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Flat]]:
     """(rows, token ids, axis) of prefixes in this order, in few shapes."""
-    widths = plan.widths(items.prefix_len, BLOCK_SHAPES)
-    start = 0
+    lengths, start = items.prefix_len[order], 0
+    widths = plan.widths(lengths, BLOCK_SHAPES)
     while start < len(order):
-        width = int(widths[np.searchsorted(widths, items.prefix_len[order[start]])])
+        width = int(widths[np.searchsorted(widths, lengths[start])])
         count = max(BLOCK_TOKENS // width, 1)
-        longer = np.searchsorted(items.prefix_len[order], width, side="right")
+        longer = np.searchsorted(lengths, width, side="right")
         rows = order[start : min(start + count, longer)]
         start += len(rows)
         yield rows, *layout.prefixes(items, rows, count, width)

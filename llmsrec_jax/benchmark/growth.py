@@ -174,8 +174,7 @@ def at(bench: Bench, point: Point) -> dict[str, float]:
 
 
 def _host(bench: Bench) -> dict[str, float]:
-    """CPU seconds of the numpy side, and bytes of its arrays: those there while training, and the most there ever were, which
-    is while all users are encoded."""
+    """CPU seconds of the numpy side, and bytes of its arrays: those there while training, and the most there ever were."""
     system = bench.system
     table = interactions(system.made.dataset)
     batches = bench.batches

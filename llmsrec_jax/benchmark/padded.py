@@ -10,7 +10,7 @@ import numpy as np
 
 from llmsrec_jax.batch import Flat, LLMBatch
 from llmsrec_jax.llama.model import LAYER_WEIGHTS, Llama, shapes
-from llmsrec_jax.loaders import LLMBatches
+from llmsrec_jax.loaders import LLMBatches, among
 from llmsrec_jax.prompts import layout
 from llmsrec_jax.prompts.prompts import Prompts
 
@@ -55,13 +55,10 @@ class Whole(NamedTuple):
     def of(cls, batches: LLMBatches, step: int) -> "Whole":
         """Of all devices together: their candidates follow one another."""
         rows, item_rows, candidates = batches.members(step)
-        position = np.empty(len(batches.items) + 1, np.int32)
-        position[item_rows.ravel() + 1] = np.arange(item_rows.size)
-        width = candidates.shape[-1]
         return cls(
             batches.user_prompts(rows.ravel()),
             batches.items.take(item_rows.ravel()),
-            position[candidates].reshape(-1, width),
+            among(candidates, item_rows).reshape(-1, candidates.shape[-1]),
             batches.cf_user_repr[rows.ravel()],
         )
 

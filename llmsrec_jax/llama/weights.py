@@ -81,7 +81,6 @@ def load(
 ) -> Llama:
     """Reads one or many safetensors into a Llama of `dtype`, shared out over the devices as `sharding` says.
 
-
     mode: what becomes of the layers' products; they are rounded here, on the host, so the device never holds more.
     Raises ValueError naming tensor and file if a tensor is missing, unexpected or mis-shaped, or a file is damaged.
     """

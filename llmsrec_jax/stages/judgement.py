@@ -34,7 +34,11 @@ class Judgement:
         models = self._models(with_llm)
         with processes.led("evaluation") as leads:
             if leads:
-                rows = [row for name, model in models.items() for row in self._ranked(name, model)]
+                users, _ = self._data.candidates("test")
+                masks = slices(self._data.dataset, "test", users)
+                rows = []
+                for name, model in models.items():
+                    rows += self._ranked(name, model, masks)
                 self._show(models, rows)
 
     def _models(self, with_llm: bool) -> dict[str, Model]:
@@ -58,11 +62,12 @@ class Judgement:
             models["bayes bound"] = Model(Vectors(*made.bayes(dataset, users, "test")), DATA, [])
         return models
 
-    def _ranked(self, name: str, model: Model) -> list[results.Record]:
+    def _ranked(
+        self, name: str, model: Model, masks: dict[str, np.ndarray]
+    ) -> list[results.Record]:
         """Records of one model, in every order of the histories there is."""
         work, dataset = self._work, self._data.dataset
         cfg, (users, candidates) = work.cfg, self._data.candidates("test")
-        masks = slices(dataset, "test", users)
         vectors, keys = model.vectors, (dataset.user_keys[users], dataset.catalog.keys)
         evaluate.check_finite(name, vectors, *keys)
         fields = work.keys(model.fields)

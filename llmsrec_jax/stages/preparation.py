@@ -19,6 +19,7 @@ class Prepared:
 
     def __init__(self, work: Work):
         self._work = work
+        self._candidates: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def prepare(self) -> None:
         """Makes what is missing, and shows the card."""
@@ -80,5 +81,7 @@ class Prepared:
 
     def candidates(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(users int32 [n], candidates int32 [n, C]) of `valid` or `test`."""
-        folder = self._work.stage("candidates", CANDIDATES[split]).folder
-        return sampling.load_candidates(folder, split)
+        if split not in self._candidates:
+            folder = self._work.stage("candidates", CANDIDATES[split]).folder
+            self._candidates[split] = sampling.load_candidates(folder, split)
+        return self._candidates[split]
