@@ -1,6 +1,6 @@
 """What is measured: the product's model, steps and encoders over made data, with random weights or given ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from flax import nnx
 
 from llmsrec_jax import config, memory, parallel, stores, train
 from llmsrec_jax.benchmark import made
+from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.model import Llama
@@ -24,6 +25,13 @@ class System:
 
     cfg: config.Config
     shape: made.Shape
+    given: Dataset | None = None  # your own, instead of made data
+
+    @classmethod
+    def of(cls, cfg: config.Config) -> "System":
+        """Over the data of the configuration. Raises ValueError: an unusable file."""
+        shape, given = made.shape(cfg.data), made.given(cfg.data, cfg.seed)
+        return cls(cfg, shape if given is None else made.shape_of(given, shape), given)
 
     @cached_property
     def mesh(self) -> parallel.DeviceMesh:
@@ -52,7 +60,7 @@ class System:
 
     @cached_property
     def made(self) -> made.Made:
-        return self.made_as(self.shape)
+        return replace(self.made_as(self.shape), given=self.given)
 
     @cached_property
     def users(self) -> np.ndarray:
