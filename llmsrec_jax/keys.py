@@ -26,6 +26,11 @@ TRAIN = (
 )
 VECTORS = (*TRAIN, *CANDIDATES["test"])
 PERMUTED = (*VECTORS, "order.scope")
+_RULES = ("order", "evaluate.ties", "evaluate.mask_seen", "evaluate.score", "evaluate.ks")
+JUDGED = {  # with LLM-SRec or without -> fields of what is said of the models
+    True: (*VECTORS, *_RULES),
+    False: (*TEACHER, *CANDIDATES["test"], *_RULES, "prompts.history_len"),
+}
 OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
 
 
