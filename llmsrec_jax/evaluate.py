@@ -150,8 +150,14 @@ def records(
 
 def similarity(original: np.ndarray, permuted: Sequence[np.ndarray]) -> np.ndarray:
     """float64 [U]: cosine of user vectors [U, R] before and after their histories were permuted, mean over permutations (E9)."""
-    first = unit(original.astype(np.float64))
-    return np.mean([np.sum(first * unit(x.astype(np.float64)), axis=1) for x in permuted], axis=0)
+    first = original.astype(np.float64)
+    return np.mean([_cosine(first, x.astype(np.float64)) for x in permuted], axis=0)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64 [U]: exactly 1 for equal rows, 0 where one is all zeros."""
+    dot = lambda x, y: np.sum(x * y, axis=1)
+    return dot(a, b) / np.maximum(np.sqrt(dot(a, a) * dot(b, b)), 1e-300)
 
 
 def top_lists(vectors: Vectors, seen: Callable[[int], np.ndarray] | None, k: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from llmsrec_jax.benchmark import measure
 from llmsrec_jax.checkpoint import Stage, read_json
 from llmsrec_jax.experiments import CARD, RECORDS, SPEED, Column, Row
 from llmsrec_jax.keys import DATA
+from llmsrec_jax.llama import config as llama
 from llmsrec_jax.outcomes import Outcomes
 
 
@@ -50,9 +51,17 @@ class Judged:
 
     @property
     def finished(self) -> bool:
-        return self.run.judgement.stage(self.with_llm).finished
+        return self._is_here and self.run.judgement.stage(self.with_llm).finished
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether the backbone is: asking for a plan downloads nothing."""
+        llm = self.run.work.cfg.llm
+        return not self.with_llm or llama.is_here(llm.path, llm.revision)
 
     def seconds(self, flops_per_s: float) -> float | None:
+        if not self._is_here:
+            return None
         return estimate.seconds(self.run, self.with_llm, flops_per_s)
 
     def do(self) -> None:

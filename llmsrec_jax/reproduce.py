@@ -96,16 +96,17 @@ class Experimenter:
         lines, known = [], 0.0
         for job in self.jobs:
             cells = [c for c in self.cells if c.job is job]
-            names = dict.fromkeys(f"{c.row.name}: {c.column.name}" for c in cells)
+            rows = dict.fromkeys(c.row.name for c in cells)
+            columns = dict.fromkeys(c.column.name for c in cells)
             left = None if job.finished else job.seconds(flops_per_s)
             known += left or 0.0
             state = "done" if job.finished else "unknown" if left is None else _minutes(left)
-            lines.append([job.title, str(cells[0].seed), state, ", ".join(names)])
+            lines.append([str(cells[0].seed), state, ", ".join(rows), ", ".join(columns)])
         for why, names in self._reasons().items():
-            lines.append(["-", "-", "missing", f"{', '.join(names)}: {why}"])
+            lines.append(["-", "missing", ", ".join(names), why])
         head = f"{self.name}: {self.experiment.title} ({self.experiment.source})"
-        shown = table(["run", "seed", "at most", "cells"], lines)
-        return f"{head}\n{shown}\n{len(todo)} of {len(self.jobs)} runs to do, about {_minutes(known)} at most"
+        shown = table(["seed", "at most", "models", "cells"], lines)
+        return f"{head}\n{shown}\n{len(todo)} of {len(self.jobs)} runs to do, at most {_minutes(known)} and compilation"
 
     def _reasons(self) -> dict[str, list[str]]:
         """{why: rows} of cells without a job."""
@@ -120,12 +121,16 @@ class Experimenter:
         for number, job in enumerate(self.jobs, start=1):
             if job.finished:
                 continue
-            self.writer.say(f"{self.name}: run {number} of {len(self.jobs)}, {job.title}")
+            of = f"{self.name}: run {number} of {len(self.jobs)}, {job.title}"
+            self.writer.say(of)
             try:
-                job.do()
+                with (
+                    self.writer.hushed()
+                ):  # what the runs say of themselves is told once, at the end
+                    job.do()
             except (ValueError, OSError, ImportError) as error:
                 self._why[id(job)] = str(error)
-                self.writer.say(f"{self.name}: cannot be done here: {error}")
+                self.writer.say(f"{of}: cannot be done here: {error}")
             self.save()
         self.save()
         self.writer.say(self.report())
@@ -265,11 +270,15 @@ class Experimenter:
 
 def _shown(cell: dict[str, Any]) -> str:
     """Mean ± sd over seeds, else ± standard error over users; the paper's value in brackets."""
-    paper = "" if cell["published"] is None else f" [{cell['published']:.4g}]"
+    paper = "" if cell["published"] is None else f" [{_number(cell['published'])}]"
     if cell["status"] != DONE:
         return cell["status"] + paper
     spread = cell["se"] if cell["sd"] is None else cell["sd"]
-    return f"{cell['mean']:.4g}" + ("" if spread is None else f" ± {spread:.2g}") + paper
+    return _number(cell["mean"]) + ("" if spread is None else f" ± {_number(spread)}") + paper
+
+
+def _number(x: float) -> str:
+    return f"{x:.4f}" if abs(x) < 100 else f"{x:,.0f}"
 
 
 def _minutes(seconds: float) -> str:
