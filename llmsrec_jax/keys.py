@@ -22,7 +22,7 @@ TRAIN = (
     *("prompts", "head", "distill", "uniformity", "evaluate.score"),
     *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),
     *("train.negatives", "train.exclude", "train.validations_per_epoch", "train.patience"),
-    *("train.metric", "train.max_users"),
+    *("train.metric", "train.max_users", "train.targets"),
 )
 VECTORS = (*TRAIN, *CANDIDATES["test"])
 PERMUTED = (*VECTORS, "order.scope")

@@ -9,6 +9,7 @@ import numpy as np
 from llmsrec_jax.benchmark import made, work
 from llmsrec_jax.benchmark.stages import MINUTE
 from llmsrec_jax.benchmark.system import System
+from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.published import ELECTRONICS, PUBLISHED, SCIENTIFIC
 
@@ -74,13 +75,12 @@ class Projection:
 def works(system: System, sizes: work.Sizes, shape: made.Shape) -> Works:
     data = system.made_as(shape)
     builder, dataset, cfg = data.builder, data.dataset, system.cfg
-    users = dataset.eligible("train")
-    inputs = dataset.inputs("train", users)
-    lengths = builder.user_lengths(inputs)
-    slots = float(np.minimum(inputs.lengths, cfg.prompts.history_len).sum())
+    samples = Samples.of(dataset, dataset.eligible("train"), cfg.train.targets)
+    lengths = builder.user_lengths(samples)
+    slots = float(np.minimum(samples.lengths, cfg.prompts.history_len).sum())
     items = builder.items(np.arange(1, dataset.catalog.size))
     each = items.prefix_len.astype(np.int64), items.live_lengths
-    candidates = len(users) * (1 + cfg.train.negatives) / len(items)
+    candidates = len(samples) * (1 + cfg.train.negatives) / len(items)
     training = sizes.prompts(*lengths, slots, training=True) + sizes.prompts(
         *each, len(items), training=True
     ).scaled(candidates)
