@@ -16,6 +16,10 @@ SCHEMA = 1  # of results.json, cases.json and experiments/*.json
 SHOWN = ("hr@10", "ndcg@10")
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # E24
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
+VARIANTS = {  # (setting, value) -> words (Table 12, Fig. 7)
+    ("distill.type", "contrastive"): "contrastive",
+    ("train.targets", "all"): "auto-regressive",
+}
 # in tables: baselines first, the bound last
 PLACE = {"popularity": -2, "teacher": -1, "bayes bound": 1}
 
@@ -26,13 +30,16 @@ def trained(name: str, cfg: config.Config) -> str:
 
 
 def label(cfg: config.Config) -> str:
-    """`llm_srec`, or which of its losses is switched off (Table 8)."""
+    """`llm_srec`, which of its losses is switched off (Table 8), and what else it is a variant in."""
     off = [
         name
         for name, weight in (("distill", cfg.distill.weight), ("uniformity", cfg.uniformity.weight))
         if weight == 0
     ]
-    return trained("llm_srec" + (f" w/o {', '.join(off)}" if off else ""), cfg)
+    name = "llm_srec" + (f" w/o {', '.join(off)}" if off else "")
+    values = {setting: value for setting, value, _ in config.flatten(cfg)}
+    others = [words for (setting, value), words in VARIANTS.items() if values[setting] == value]
+    return trained(", ".join([name, *others]), cfg)
 
 
 def digest(candidates: np.ndarray) -> str:
