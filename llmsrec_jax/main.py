@@ -34,6 +34,9 @@ def _check() -> None:
     if given and _MODE.value != "reproduce":
         raise ValueError("--experiment, --seeds and --dry-run need --mode=reproduce")
     if _MODE.value == "reproduce":
+        if not _EXPERIMENT.value:
+            known = ", ".join(experiments.EXPERIMENTS)
+            raise ValueError(f"--mode=reproduce needs --experiment=NAME, one of {known}")
         experiments.find(_EXPERIMENT.value)
         for word in _SEEDS.value or ():
             if not word.isdecimal():
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> None:
     try:
         _check()
     except ValueError as error:
-        command.stop(error)
+        command.fail(f"error: {error}")
     workdir = Path(_WORKDIR.value or f"runs/{command.folder_name()}")
     print(config.render(command.CONFIG.value), flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # training takes it over, to save

@@ -93,20 +93,24 @@ class Experimenter:
         """What there is to do, for a person."""
         todo = [job for job in self.jobs if not job.finished]
         flops_per_s = estimate.rate(self.cfg) if todo else 1.0
-        lines, known = [], 0.0
+        lines, known, unknown = [], 0.0, 0
         for job in self.jobs:
             cells = [c for c in self.cells if c.job is job]
             rows = dict.fromkeys(c.row.name for c in cells)
             columns = dict.fromkeys(c.column.name for c in cells)
             left = None if job.finished else job.seconds(flops_per_s)
             known += left or 0.0
+            unknown += left is None and not job.finished
             state = "done" if job.finished else "unknown" if left is None else _minutes(left)
             lines.append([str(cells[0].seed), state, ", ".join(rows), ", ".join(columns)])
         for why, names in self._reasons().items():
             lines.append(["-", "missing", ", ".join(names), why])
         head = f"{self.name}: {self.experiment.title} ({self.experiment.source})"
         shown = table(["seed", "at most", "models", "cells"], lines)
-        return f"{head}\n{shown}\n{len(todo)} of {len(self.jobs)} runs to do, at most {_minutes(known)} and compilation"
+        total = f"at most {_minutes(known)} and compilation"
+        if unknown:
+            total += f", and {unknown} that cannot be estimated before data and backbone are here"
+        return f"{head}\n{shown}\n{len(todo)} of {len(self.jobs)} runs to do, {total}"
 
     def _reasons(self) -> dict[str, list[str]]:
         """{why: rows} of cells without a job."""

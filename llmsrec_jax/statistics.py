@@ -66,7 +66,7 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = DR
     a, b = float(first.mean()), float(second.mean())
     # of the change itself at 0 under no difference: the share of draws on the other side
     below, above = np.sum(changes <= 0), np.sum(changes >= 0)
-    p = min(1.0, 2 * (min(below, above) + 1) / (draws + 1))
+    p = min(1.0, float(2 * (min(below, above) + 1) / (draws + 1)))
     low, high = np.quantile(changes, [LEVEL / 2, 1 - LEVEL / 2])
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = changes / means[:, 0]

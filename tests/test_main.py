@@ -60,6 +60,16 @@ FILES = {
             "--config.train.lr=fast: could not convert",
         ),
         ([f"--config={SHOP}", "--config.head.norm=maybe"], "--config.head.norm=maybe: "),
+        ([f"--config={SHOP}", "--mode=reproduce"], "--mode=reproduce needs --experiment=NAME, one"),
+        (
+            [f"--config={SHOP}", "--mode=reproduce", "--experiment=tabel8"],
+            "there is no experiment 'tabel8' (did you mean table8?)",
+        ),
+        (
+            [f"--config={SHOP}", "--mode=reproduce", "--experiment=table8", "--seeds=0,x"],
+            "--seeds: 'x' is no seed, give numbers as --seeds=0,1,2",
+        ),
+        ([f"--config={SHOP}", "--dry-run"], "--seeds and --dry-run need --mode=reproduce"),
         ([f"--config={SHOP}", "--config.data.ties=fil"], "data.ties='fil': must be one of random"),
         ([f"--config={SHOP}", "--config.evaluate.ks=1,5"], "10 is not in evaluate.ks=(1, 5)"),
         (

@@ -74,8 +74,12 @@ def test_the_suite_finds_order_where_it_is(tmp_path, order, least, most):
             "seed": seed,
             "data.shop.order": order,
             "order.permutations": PERMUTATIONS,
+            "data.shop.users": 200,
+            "teacher.d": 16,
+            "teacher.lr": 5e-3,
             "teacher.epochs": 40,
-            "teacher.validate_every": 10,
+            "teacher.validate_every": 20,
+            "evaluate.max_users": 0,
         }
         cfg = pipeline.settled(config.apply(tiny(), changes))
         with pipeline.opened(cfg, tmp_path) as out, out.hushed():
