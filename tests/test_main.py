@@ -107,7 +107,12 @@ def test_help_is_quick_and_complete(tmp_path):
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert "llmsrec_jax.config" in imported
     assert not imported & {"jax", "flax", "orbax", "grain", "transformers", "polars", "numpy"}
-    for word in ("--workdir", "--mode", "<run|prepare|teacher|train|evaluate|reproduce", "save_every_s=120"):
+    for word in (
+        "--workdir",
+        "--mode",
+        "<run|prepare|teacher|train|evaluate|reproduce",
+        "save_every_s=120",
+    ):
         assert word in result.stdout
 
 
