@@ -1,0 +1,174 @@
+"""One experiment: the paper's table beside ours, its figure, its differences in words, and the choices behind it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmsrec_jax.report import figures
+from llmsrec_jax.report.document import MISSING, Block, Cell, Figure, Section, Table, Text, words
+from llmsrec_jax.report.systems import Estimate, spread_words
+
+Experiment = dict[str, Any]
+Kind = tuple[str, str, str, str]  # what a number is: metric, protocol, slice, condition
+
+
+def section(found: Experiment, where: str) -> Section:
+    """`where` is the work folder, told where several have this experiment."""
+    told = [found["source"], found["title"], found["dataset"], where]
+    blocks: list[Block] = [table(found), *drawn(found, where)]
+    if found["differences"]:
+        blocks.append(differences(found["differences"]))
+    if found["choices"]:
+        rows = [words(question, str(answer)) for question, answer in found["choices"].items()]
+        blocks.append(Table("Choices", ["question", "what was used"], rows))
+    undone = sum(cell["status"] != "done" for cell in found["cells"])
+    if undone:
+        blocks.insert(0, Text(f"{undone} of {len(found['cells'])} cells have no value of ours."))
+    return Section(": ".join((told[0], ", ".join(filter(None, told[1:])))), blocks)
+
+
+def kind(cell: dict[str, Any]) -> Kind:
+    return cell["metric"], cell["protocol"], cell["slice"], cell["condition"]
+
+
+def said(of: Kind) -> str:
+    """`ndcg@10, full ranking, warm, shuffled`: what is usual is not said."""
+    metric, protocol, slice, condition = of
+    ranking = f"{protocol} ranking" if protocol in ("sampled", "full") else protocol
+    parts = [metric, ranking]
+    parts += [slice.replace("_", " ")] * (slice != "all") + [condition] * (condition != "original")
+    return ", ".join(filter(None, parts))
+
+
+def estimated(cell: dict[str, Any]) -> Estimate | None:
+    """Our value; None where there is none."""
+    if cell["status"] != "done" or cell["mean"] is None:
+        return None
+    seeds = tuple(value["seed"] for value in cell["values"])
+    return Estimate(cell["mean"], cell["sd"], cell["se"], seeds)
+
+
+def table(found: Experiment) -> Table:
+    """Rows by columns; under each column the published value, ours and the difference.
+
+    A column is repeated for each thing that it measures; what all columns share is said once, above.
+    """
+    kinds: dict[str, list[Kind]] = {column: [] for column in found["columns"]}
+    cells = {}
+    for cell in found["cells"]:
+        if kind(cell) not in kinds[cell["column"]]:
+            kinds[cell["column"]].append(kind(cell))
+        cells[cell["row"], cell["column"], kind(cell)] = cell
+    common = {of for each in kinds.values() for of in each}
+    places = [(column, of) for column, each in kinds.items() for of in each or [None]]
+    published = any(cell["published"] is not None for cell in found["cells"])
+    columns, spans = [""], []
+    for column, of in places:
+        name = column if of is None or len(common) == 1 else f"{column} ({said(of)})"
+        spans.append((name, 3 if published else 1))
+        columns += ["published", "ours", "difference"] if published else [name]
+    rows = [
+        [Cell(row)]
+        + [
+            part
+            for column, of in places
+            for part in _cells(cells.get((row, column, of)), found["seeds"], published)
+        ]
+        for row in found["rows"]
+    ]
+    shared = f"{said(common.pop())}; " if len(common) == 1 else ""
+    caption = f"{found['title']}. {shared}{spread_words(found['seeds'])}"
+    return Table(caption, columns, rows, spans if published else [])
+
+
+def _cells(cell: dict[str, Any] | None, seeds: Sequence[int], published: bool) -> list[Cell]:
+    """What stands in one place of the table."""
+    if cell is None:
+        empty = Cell(MISSING, "not part of the experiment")
+        return [Cell(MISSING), empty, Cell(MISSING)] if published else [empty]
+    ours, paper = estimated(cell), cell["published"]
+    if ours is not None:
+        shown = ours.cell(seeds)
+    else:
+        status = cell["status"] if cell["status"] != "done" else "missing"
+        shown = Cell(status, cell["why"] or "no reason given", failed=True)
+    if not published:
+        return [shown]
+    return [
+        Cell(MISSING if paper is None else f"{paper:.4f}"),
+        shown,
+        Cell(MISSING if paper is None or ours is None else apart(ours.mean, paper)),
+    ]
+
+
+def apart(ours: float, paper: float) -> str:
+    """`−0.0123 (−3.1 %)`."""
+    share = f" ({(ours - paper) / paper:+.1%})".replace("%", " %") if paper else ""
+    return f"{ours - paper:+.4f}{share}".replace("-", "−")
+
+
+def differences(told: Sequence[dict[str, Any]]) -> Table:
+    """Each in words, with the numbers behind them."""
+    rows = []
+    for one in told:
+        change = {
+            name: float("nan") if value is None else value
+            for name, value in one["difference"].items()
+        }
+        numbers = [
+            f"{change['first']:.4f} → {change['second']:.4f}",
+            f"{change['change']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]",
+            f"{change['p']:.3f}",
+            str(change["users"]),
+        ]
+        of = f"{one['metric']}, {one['protocol']}, seed {one['seed']}"
+        plain = [number.replace("-", "−") for number in numbers]
+        rows.append(words(one["row"], one["what"], one["words"], of, *plain))
+    columns = ["", "what", "in words", "of", "values", "change, 95 % interval", "p", "users"]
+    return Table("Differences: paired bootstrap over users", columns, rows)
+
+
+def drawn(found: Experiment, where: str) -> list[Figure]:
+    """The experiment's figure, one for each thing it measures."""
+    name = "-".join(filter(None, (found["experiment"], found["dataset"], where)))
+    source = f"{found['source']}, {found['dataset']}"
+    if found["figure"] == "histogram":
+        bins = found["histograms"]
+        caption = f"{source}: {found['title']}, shares of users"
+        return [figures.histogram(bins, _measured(found["cells"]), name, caption)] if bins else []
+    shown = []
+    for number, cells in enumerate(_panels(found)):
+        at = {(c["row"], c["column"]): value for c in cells if (value := estimated(c))}
+        label, panel = _measured(cells), f"{name}-{number}"
+        caption = f"{source}: {label}, {spread_words(found['seeds'])}"
+        columns = [c for c in found["columns"] if c in {cell["column"] for cell in cells}]
+        if found["figure"] == "bars":
+            papers = {(c["row"], c["column"]): c["published"] for c in cells}
+            papers = {place: value for place, value in papers.items() if value is not None}
+            if at or papers:
+                rows = found["rows"]
+                shown.append(figures.bars(rows, columns, at, papers, label, panel, caption))
+        elif found["figure"] == "scatter":
+            for first, second in zip(columns[::2], columns[1::2], strict=False):
+                labels = (f"{label}, {first}", second)
+                place = f"{panel}-{first}"
+                shown.append(
+                    figures.scatter(found["rows"], first, second, at, labels, place, caption)
+                )
+    return shown
+
+
+def _panels(found: Experiment) -> list[list[dict[str, Any]]]:
+    """All cells where each place has one; else those of a metric, protocol and slice together, for each."""
+    cells = found["cells"]
+    if len({(cell["row"], cell["column"]) for cell in cells}) == len(cells):
+        return [cells] if cells else []
+    panels: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for cell in cells:
+        panels.setdefault(kind(cell)[:3], []).append(cell)
+    return list(panels.values())
+
+
+def _measured(cells: Sequence[dict[str, Any]]) -> str:
+    """Metric and protocol where all cells agree on them."""
+    kinds = {kind(cell)[:2] for cell in cells}
+    return said((*kinds.pop(), "all", "original")) if len(kinds) == 1 else "value"

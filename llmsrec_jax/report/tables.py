@@ -1,0 +1,175 @@
+"""Tables and figures of plain results: records of results.json that may stand together."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from llmsrec_jax import statistics
+from llmsrec_jax.report import experiments, figures
+from llmsrec_jax.report.document import MISSING, Block, Cell, Folded, Section, Table, Text
+from llmsrec_jax.report.systems import (
+    BOUND,
+    FEWEST,
+    Estimate,
+    Group,
+    Record,
+    agreement,
+    estimate,
+    pick,
+    spread_words,
+    systems,
+)
+
+MAIN = ("hr@10", "ndcg@10")
+RANKINGS = ("sampled", "full")
+ORIGINAL = {"condition": "original"}
+ALL = {"slice": "all"}
+
+
+def section(group: Group) -> Section:
+    """All that the records of one group say."""
+    records = group.records
+    users = sorted({row["users"] for row in pick(records, **ORIGINAL, **ALL)})
+    told = " to ".join(f"{count:,}" for count in dict.fromkeys(users[:1] + users[-1:]))
+    plain = pick(records, **ORIGINAL)
+    main = [row for row in pick(plain, **ALL) if row["metric"] in MAIN]
+    sliced = [row for row in pick(plain, protocol="sampled") if row["metric"] == MAIN[1]]
+    name = f"{group.dataset}-{group.split}-{'-'.join(map(str, group.seeds))}-{group.candidates}"
+    blocks: list[Block] = [Text(f"{told} users.")] * bool(told)
+    if main:
+        blocks.append(quantities(group, main, "Ranking"))
+    blocks += [*agreements(group), *orders(group, name)]
+    if len({row["slice"] for row in sliced}) > 1:
+        blocks += [quantities(group, sliced, "By slice"), *_slices(group, sliced, name)]
+    everything = [
+        turned(quantities(group, pick(records, condition=condition), "Every metric"))
+        for condition in dict.fromkeys(row["condition"] for row in records)
+    ]
+    return Section(group.title, [*blocks, Folded("Every metric", list(everything))])
+
+
+def quantities(group: Group, records: Sequence[Record], caption: str) -> Table:
+    """A row for each system, a column for each thing that is measured; what all columns share is in the caption."""
+    kinds = list(dict.fromkeys(experiments.kind(row) for row in records))
+    parts = [_parts(of) for of in kinds]
+    shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
+    if all(shared):
+        shared[0] = False
+    columns = [
+        _joined(part for part, same in zip(of, shared, strict=True) if not same) for of in parts
+    ]
+    common = _joined(part for part, same in zip(parts[0], shared, strict=True) if same)
+    rows = []
+    for name, of in systems(records).items():
+        at: dict[experiments.Kind, list[Record]] = {}
+        for row in of:
+            at.setdefault(experiments.kind(row), []).append(row)
+        values = [estimate(at.get(one, [])) for one in kinds]
+        rows.append([Cell(name), *(_shown(value, group.seeds) for value in values)])
+    return Table(f"{caption}: {common}; {spread_words(group.seeds)}", ["", *columns], rows)
+
+
+def _parts(of: experiments.Kind) -> tuple[str, str, str, str]:
+    metric, protocol, slice, condition = of
+    ranking = f"{protocol} ranking" if protocol in RANKINGS else protocol
+    users = "all users" if slice == "all" else slice.replace("_", " ")
+    return metric, ranking, users, f"{condition} histories"
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def turned(table: Table) -> Table:
+    """Its columns as rows."""
+    names, *cells = zip(*table.rows, strict=True)
+    rows = [[Cell(column), *row] for column, row in zip(table.columns[1:], cells, strict=True)]
+    return Table(table.caption, ["", *(cell.text for cell in names)], rows)
+
+
+def _shown(value: Estimate | None, seeds: Sequence[int]) -> Cell:
+    return value.cell(seeds) if value else Cell(MISSING, "no such record")
+
+
+def agreements(group: Group) -> list[Block]:
+    """How sampled and full ranking order the systems."""
+    found = systems(pick(group.records, **ORIGINAL, **ALL))
+    present = {(row["metric"], row["protocol"]) for row in group.records}
+    metrics = [m for m in MAIN if {(m, protocol) for protocol in RANKINGS} <= present]
+    if not metrics:
+        return []
+    rows, fewest = [], 0
+    for metric in metrics:
+        row = [Cell(metric)]
+        for seed in group.seeds:
+            value, count = agreement(found, metric, seed)
+            fewest = max(fewest, count)
+            if count < FEWEST:
+                row.append(Cell(MISSING, f"{count} systems: at least {FEWEST} are needed"))
+            elif np.isnan(value):
+                row.append(Cell(MISSING, "undefined: one ranking holds all systems equal"))
+            else:
+                row.append(Cell(f"{value:+.2f}".replace("-", "−"), f"over {count} systems"))
+        rows.append(row)
+    without = ", without the Bayes bound" if BOUND in found else ""
+    caption = f"Sampled against full ranking: Spearman rank correlation over systems{without}"
+    return [Table(caption, ["", *(f"seed {seed}" for seed in group.seeds)], rows)]
+
+
+def orders(group: Group, name: str) -> list[Block]:
+    """What another order of the histories does: Figure 1, Table 5 and the differences in words."""
+    blocks: list[Block] = []
+    told = pick(group.records, metric=MAIN[1], **ALL)
+    protocol = "sampled" if pick(told, protocol="sampled") else "full"
+    found = systems(pick(told, protocol=protocol))
+    for condition in dict.fromkeys(row["condition"] for row in told):
+        at = {
+            (system, state): value
+            for system, rows in found.items()
+            for state in ("original", condition)
+            if (value := estimate(pick(rows, condition=state)))
+        }
+        if condition == "original":
+            continue
+        shown = [system for system in found if (system, condition) in at]
+        what = f"{MAIN[1]}, {protocol} ranking"
+        caption = f"Histories {condition}: {what}, {spread_words(group.seeds)}"
+        labels = (f"{what}, original histories", f"{condition} histories")
+        drawing = f"orders-{name}-{condition}"
+        blocks.append(figures.scatter(shown, "original", condition, at, labels, drawing, caption))
+    cosines = pick(group.records, metric="cosine", **ALL)
+    if cosines:
+        blocks.append(quantities(group, cosines, "User vectors of both orders"))
+    if changes := _changes(group):
+        blocks.append(changes)
+    return blocks
+
+
+def _changes(group: Group) -> Table | None:
+    told = [row for row in group.records if "change" in row and row["slice"] == "all"]
+    told = [row for row in told if row["metric"] in MAIN]
+    listed = []
+    for name, rows in systems(told).items():
+        for row in rows:
+            change = {k: float("nan") if v is None else v for k, v in row["change"].items()}
+            words = statistics.Difference(**change).words()
+            listed.append(
+                {**row, "row": name, "words": words, "what": f"{row['condition']} against original"}
+                | {"difference": row["change"]}
+            )
+    return experiments.differences(listed) if listed else None
+
+
+def _slices(group: Group, records: Sequence[Record], name: str) -> list[Block]:
+    found = systems(records)
+    slices = list(dict.fromkeys(row["slice"] for row in records))
+    at = {
+        (system, slice.replace("_", " ")): value
+        for system, rows in found.items()
+        for slice in slices
+        if (value := estimate(pick(rows, slice=slice)))
+    }
+    label = f"{MAIN[1]}, sampled ranking"
+    caption = f"By slice: {label}, {spread_words(group.seeds)}"
+    columns = [slice.replace("_", " ") for slice in slices]
+    return [figures.bars([*found], columns, at, {}, label, f"slices-{name}", caption)]
