@@ -121,14 +121,21 @@ def _settings(folders: Sequence[Folder]) -> list[Block]:
 def _unlike(folders: Sequence[Folder]) -> list[str]:
     """A warning for each dataset whose folders were prepared or evaluated differently."""
     warnings = []
-    settings = {folder.name: _flat(folder.config) for folder in folders}
-    datasets = dict.fromkeys(record["dataset"] for f in folders for record in f.records)
-    for dataset in datasets:
-        of = [f.name for f in folders if any(r["dataset"] == dataset for r in f.records)]
-        names = dict.fromkeys(n for one in of for n in settings[one] if n.startswith(COMPARED))
-        for name in names:
-            values = {one: settings[one].get(name, MISSING) for one in of}
-            if len(set(values.values())) > 1:
-                each = ", ".join(f"{value} in {one}" for one, value in values.items())
-                warnings.append(f"{dataset}: {name} is {each}; their numbers may not compare")
+    for dataset in dict.fromkeys(record["dataset"] for f in folders for record in f.records):
+        of = [f for f in folders if any(r["dataset"] == dataset for r in f.records)]
+        values: dict[str, dict[str, str]] = {}  # setting -> folder -> value
+        for folder in of:
+            for name, value in _flat(folder.config).items():
+                if name.startswith(COMPARED):
+                    values.setdefault(name, {})[folder.name] = value
+        unequal = [
+            f"{name} ({', '.join(f'{value} in {where}' for where, value in each.items())})"
+            for name, each in values.items()
+            if len(set(each.values())) > 1
+        ]
+        if unequal:
+            warnings.append(
+                f"{dataset}: the last runs of these folders differ in {', '.join(unequal)}:"
+                " compare their numbers with care"
+            )
     return warnings

@@ -1,9 +1,11 @@
 """What a report is made of, before it is HTML or Markdown."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 MISSING = "–"
+NUMBER = re.compile(r"[+−]?[\d.,]+( ?[±%→\[(].*)?")
 
 
 class Cell(NamedTuple):
@@ -27,6 +29,14 @@ class Table:
         """Remark -> its number below the table."""
         said = dict.fromkeys(cell.note for row in self.rows for cell in row if cell.note)
         return {note: number for number, note in enumerate(said, 1)}
+
+    def numeric(self) -> list[bool]:
+        """Of each column: whether it holds numbers, which stand to the right."""
+        return [
+            any(cell.text != MISSING for cell in column)
+            and all(c.failed or c.text == MISSING or NUMBER.fullmatch(c.text) for c in column)
+            for column in (zip(*self.rows, strict=True) if self.rows else [[]] * len(self.columns))
+        ]
 
 
 class Text(NamedTuple):

@@ -5,15 +5,14 @@ from typing import Any
 
 from llmsrec_jax.report import figures
 from llmsrec_jax.report.document import MISSING, Block, Cell, Figure, Section, Table, Text, words
+from llmsrec_jax.report.kinds import Kind, joined, kind, parts, told
 from llmsrec_jax.report.systems import Estimate, spread_words
 
 Experiment = dict[str, Any]
-Kind = tuple[str, str, str, str]  # what a number is: metric, protocol, slice, condition
 
 
 def section(found: Experiment, where: str) -> Section:
     """`where` is the work folder, told where several have this experiment."""
-    told = [found["source"], found["title"], found["dataset"], where]
     blocks: list[Block] = [table(found), *drawn(found, where)]
     if found["differences"]:
         blocks.append(differences(found["differences"]))
@@ -23,20 +22,8 @@ def section(found: Experiment, where: str) -> Section:
     undone = sum(cell["status"] != "done" for cell in found["cells"])
     if undone:
         blocks.insert(0, Text(f"{undone} of {len(found['cells'])} cells have no value of ours."))
-    return Section(": ".join((told[0], ", ".join(filter(None, told[1:])))), blocks)
-
-
-def kind(cell: dict[str, Any]) -> Kind:
-    return cell["metric"], cell["protocol"], cell["slice"], cell["condition"]
-
-
-def said(of: Kind) -> str:
-    """`ndcg@10, full ranking, warm, shuffled`: what is usual is not said."""
-    metric, protocol, slice, condition = of
-    ranking = f"{protocol} ranking" if protocol in ("sampled", "full") else protocol
-    parts = [metric, ranking]
-    parts += [slice.replace("_", " ")] * (slice != "all") + [condition] * (condition != "original")
-    return ", ".join(filter(None, parts))
+    title = joined((found["title"], found["dataset"], where))
+    return Section(f"{found['source']}: {title}", blocks)
 
 
 def estimated(cell: dict[str, Any]) -> Estimate | None:
@@ -52,18 +39,21 @@ def table(found: Experiment) -> Table:
 
     A column is repeated for each thing that it measures; what all columns share is said once, above.
     """
-    kinds: dict[str, list[Kind]] = {column: [] for column in found["columns"]}
+    measured: dict[str, list[Kind]] = {column: [] for column in found["columns"]}
     cells = {}
     for cell in found["cells"]:
-        if kind(cell) not in kinds[cell["column"]]:
-            kinds[cell["column"]].append(kind(cell))
+        if kind(cell) not in measured[cell["column"]]:
+            measured[cell["column"]].append(kind(cell))
         cells[cell["row"], cell["column"], kind(cell)] = cell
-    common = {of for each in kinds.values() for of in each}
-    places = [(column, of) for column, each in kinds.items() for of in each or [None]]
+    distinct = list(dict.fromkeys(of for each in measured.values() for of in each))
+    apart, common = told(distinct) if distinct else ([], "")
+    known = dict(zip(distinct, apart, strict=True))
+    places = [(column, of) for column, each in measured.items() for of in each or [None]]
     published = any(cell["published"] is not None for cell in found["cells"])
     columns, spans = [""], []
     for column, of in places:
-        name = column if of is None or len(common) == 1 else f"{column} ({said(of)})"
+        unsaid = [part for part in known.get(of, ()) if part.split()[0] not in column]
+        name = f"{column} ({joined(unsaid)})" if unsaid else column
         spans.append((name, 3 if published else 1))
         columns += ["published", "ours", "difference"] if published else [name]
     rows = [
@@ -75,8 +65,7 @@ def table(found: Experiment) -> Table:
         ]
         for row in found["rows"]
     ]
-    shared = f"{said(common.pop())}; " if len(common) == 1 else ""
-    caption = f"{found['title']}. {shared}{spread_words(found['seeds'])}"
+    caption = joined((f"{found['title']}: {common}", spread_words(found["seeds"])))
     return Table(caption, columns, rows, spans if published else [])
 
 
@@ -106,10 +95,10 @@ def apart(ours: float, paper: float) -> str:
     return f"{ours - paper:+.4f}{share}".replace("-", "−")
 
 
-def differences(told: Sequence[dict[str, Any]]) -> Table:
+def differences(changes: Sequence[dict[str, Any]]) -> Table:
     """Each in words, with the numbers behind them."""
     rows = []
-    for one in told:
+    for one in changes:
         change = {
             name: float("nan") if value is None else value
             for name, value in one["difference"].items()
@@ -122,8 +111,8 @@ def differences(told: Sequence[dict[str, Any]]) -> Table:
         ]
         of = f"{one['metric']}, {one['protocol']}, seed {one['seed']}"
         plain = [number.replace("-", "−") for number in numbers]
-        rows.append(words(one["row"], one["what"], one["words"], of, *plain))
-    columns = ["", "what", "in words", "of", "values", "change, 95 % interval", "p", "users"]
+        rows.append(words(one["row"], one["words"], one["what"], of, *plain))
+    columns = ["", "in words", "what", "of", "values", "change, 95 % interval", "p", "users"]
     return Table("Differences: paired bootstrap over users", columns, rows)
 
 
@@ -170,5 +159,5 @@ def _panels(found: Experiment) -> list[list[dict[str, Any]]]:
 
 def _measured(cells: Sequence[dict[str, Any]]) -> str:
     """Metric and protocol where all cells agree on them."""
-    kinds = {kind(cell)[:2] for cell in cells}
-    return said((*kinds.pop(), "all", "original")) if len(kinds) == 1 else "value"
+    said = {parts(kind(cell))[:2] for cell in cells}
+    return joined(said.pop()) if len(said) == 1 else "value"

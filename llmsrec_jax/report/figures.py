@@ -100,7 +100,7 @@ def bars(
                     axes.plot(x, paper, "D", mfc="none", mec=INK, ms=6, mew=1.4)
         axes.set_xticks(
             [c * (1 + gap) + 0.5 for c in range(len(columns))],
-            [textwrap.fill(column, 16) for column in columns],
+            [textwrap.fill(column, 13) for column in columns],
         )
         axes.tick_params(axis="x", length=0)
         axes.grid(visible=False, axis="x")
@@ -108,7 +108,7 @@ def bars(
         keys = [Key(row, "■", r % SERIES) for r, row in enumerate(rows)]
         return [*keys, Key("published", "◇", -1)] if published else keys
 
-    width = max(WIDTH, 70 + len(columns) * max(80, 16 * len(rows) + 16))
+    width = max(WIDTH, 70 + len(columns) * max(104, 16 * len(rows) + 16))
     return _drawn(draw, name, caption, width)
 
 

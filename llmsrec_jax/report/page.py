@@ -19,7 +19,6 @@ from llmsrec_jax.report.document import (
     Warned,
 )
 
-NUMERIC = frozenset("0123456789+−-–")
 # the page may run and style itself, and fetch nothing
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -93,10 +92,7 @@ def _block(block: Block, name: str) -> str:
 def _table(table: Table, name: str) -> str:
     notes = table.notes()
     caption = escape(table.caption)
-    numeric = [
-        all(row[c].failed or row[c].text[:1] in NUMERIC for row in table.rows)
-        for c in range(len(table.columns))
-    ]
+    numeric = table.numeric()
     lines = [
         f'<figure class="table"><figcaption>{caption}</figcaption>',
         f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>',

@@ -1,12 +1,13 @@
 """Tables and figures of plain results: records of results.json that may stand together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from llmsrec_jax import statistics
 from llmsrec_jax.report import experiments, figures
 from llmsrec_jax.report.document import MISSING, Block, Cell, Folded, Section, Table, Text
+from llmsrec_jax.report.kinds import RANKINGS, Kind, joined, kind, told
 from llmsrec_jax.report.systems import (
     BOUND,
     FEWEST,
@@ -21,7 +22,6 @@ from llmsrec_jax.report.systems import (
 )
 
 MAIN = ("hr@10", "ndcg@10")
-RANKINGS = ("sampled", "full")
 ORIGINAL = {"condition": "original"}
 ALL = {"slice": "all"}
 
@@ -30,12 +30,12 @@ def section(group: Group) -> Section:
     """All that the records of one group say."""
     records = group.records
     users = sorted({row["users"] for row in pick(records, **ORIGINAL, **ALL)})
-    told = " to ".join(f"{count:,}" for count in dict.fromkeys(users[:1] + users[-1:]))
+    count = " to ".join(f"{number:,}" for number in dict.fromkeys(users[:1] + users[-1:]))
     plain = pick(records, **ORIGINAL)
-    main = [row for row in pick(plain, **ALL) if row["metric"] in MAIN]
+    main = [row for metric in MAIN for row in pick(plain, metric=metric, **ALL)]
     sliced = [row for row in pick(plain, protocol="sampled") if row["metric"] == MAIN[1]]
     name = f"{group.dataset}-{group.split}-{'-'.join(map(str, group.seeds))}-{group.candidates}"
-    blocks: list[Block] = [Text(f"{told} users.")] * bool(told)
+    blocks: list[Block] = [Text(f"{count} users.")] * bool(users)
     if main:
         blocks.append(quantities(group, main, "Ranking"))
     blocks += [*agreements(group), *orders(group, name)]
@@ -50,34 +50,17 @@ def section(group: Group) -> Section:
 
 def quantities(group: Group, records: Sequence[Record], caption: str) -> Table:
     """A row for each system, a column for each thing that is measured; what all columns share is in the caption."""
-    kinds = list(dict.fromkeys(experiments.kind(row) for row in records))
-    parts = [_parts(of) for of in kinds]
-    shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
-    if all(shared):
-        shared[0] = False
-    columns = [
-        _joined(part for part, same in zip(of, shared, strict=True) if not same) for of in parts
-    ]
-    common = _joined(part for part, same in zip(parts[0], shared, strict=True) if same)
+    measured = list(dict.fromkeys(kind(row) for row in records))
+    apart, common = told(measured)
+    columns = [joined(words) for words in apart] if len(measured) > 1 else [measured[0][0]]
     rows = []
     for name, of in systems(records).items():
-        at: dict[experiments.Kind, list[Record]] = {}
+        at: dict[Kind, list[Record]] = {}
         for row in of:
-            at.setdefault(experiments.kind(row), []).append(row)
-        values = [estimate(at.get(one, [])) for one in kinds]
+            at.setdefault(kind(row), []).append(row)
+        values = [estimate(at.get(one, [])) for one in measured]
         rows.append([Cell(name), *(_shown(value, group.seeds) for value in values)])
     return Table(f"{caption}: {common}; {spread_words(group.seeds)}", ["", *columns], rows)
-
-
-def _parts(of: experiments.Kind) -> tuple[str, str, str, str]:
-    metric, protocol, slice, condition = of
-    ranking = f"{protocol} ranking" if protocol in RANKINGS else protocol
-    users = "all users" if slice == "all" else slice.replace("_", " ")
-    return metric, ranking, users, f"{condition} histories"
-
-
-def _joined(parts: Iterable[str]) -> str:
-    return ", ".join(filter(None, parts))
 
 
 def turned(table: Table) -> Table:
@@ -119,10 +102,10 @@ def agreements(group: Group) -> list[Block]:
 def orders(group: Group, name: str) -> list[Block]:
     """What another order of the histories does: Figure 1, Table 5 and the differences in words."""
     blocks: list[Block] = []
-    told = pick(group.records, metric=MAIN[1], **ALL)
-    protocol = "sampled" if pick(told, protocol="sampled") else "full"
-    found = systems(pick(told, protocol=protocol))
-    for condition in dict.fromkeys(row["condition"] for row in told):
+    records = pick(group.records, metric=MAIN[1], **ALL)
+    protocol = "sampled" if pick(records, protocol="sampled") else "full"
+    found = systems(pick(records, protocol=protocol))
+    for condition in dict.fromkeys(row["condition"] for row in records):
         at = {
             (system, state): value
             for system, rows in found.items()
@@ -146,10 +129,10 @@ def orders(group: Group, name: str) -> list[Block]:
 
 
 def _changes(group: Group) -> Table | None:
-    told = [row for row in group.records if "change" in row and row["slice"] == "all"]
-    told = [row for row in told if row["metric"] in MAIN]
+    changed = [row for row in pick(group.records, **ALL) if "change" in row]
+    changed = [row for row in changed if row["metric"] in MAIN]
     listed = []
-    for name, rows in systems(told).items():
+    for name, rows in systems(changed).items():
         for row in rows:
             change = {k: float("nan") if v is None else v for k, v in row["change"].items()}
             words = statistics.Difference(**change).words()
