@@ -49,7 +49,7 @@ def _folders(folders: Sequence[Folder]) -> Table:
         source = dict.fromkeys(record.get("git", "") for record in folder.records)
         told = dict.fromkeys(found["experiment"] for found in folder.experiments)
         parts = (models, told, filter(None, source))
-        rows.append(words(folder.name, *(", ".join(part) or MISSING for part in parts)))
+        rows.append(words(folder.name, *(", ".join(part) or "none" for part in parts)))
     return Table("Work folders", ["", "models", "experiments", "commit"], rows)
 
 

@@ -33,8 +33,7 @@ class Table:
     def numeric(self) -> list[bool]:
         """Of each column: whether it holds numbers, which stand to the right."""
         return [
-            any(cell.text != MISSING for cell in column)
-            and all(c.failed or c.text == MISSING or NUMBER.fullmatch(c.text) for c in column)
+            all(c.failed or c.text == MISSING or NUMBER.fullmatch(c.text) for c in column)
             for column in (zip(*self.rows, strict=True) if self.rows else [[]] * len(self.columns))
         ]
 

@@ -92,28 +92,30 @@ def _cells(cell: dict[str, Any] | None, seeds: Sequence[int], published: bool) -
 def apart(ours: float, paper: float) -> str:
     """`−0.0123 (−3.1 %)`."""
     share = f" ({(ours - paper) / paper:+.1%})".replace("%", " %") if paper else ""
-    return f"{ours - paper:+.4f}{share}".replace("-", "−")
+    return _signed(ours - paper) + share.replace("-", "−")
 
 
 def differences(changes: Sequence[dict[str, Any]]) -> Table:
-    """Each in words, with the numbers behind them."""
+    """Each in words, with the numbers behind them; what all of them compare is said once, above."""
+    same = len({one["what"] for one in changes}) == 1
     rows = []
     for one in changes:
-        change = {
-            name: float("nan") if value is None else value
-            for name, value in one["difference"].items()
-        }
+        of = joined((one["metric"], one["protocol"], f"seed {one['seed']}"))
+        change = one["difference"]
         numbers = [
-            f"{change['first']:.4f} → {change['second']:.4f}",
-            f"{change['change']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]",
-            f"{change['p']:.3f}",
+            f"{_signed(change['first'], '')} → {_signed(change['second'], '')}",
+            f"{_signed(change['change'])} [{_signed(change['low'])}, {_signed(change['high'])}]",
+            MISSING if change["p"] is None else f"{change['p']:.3f}",
             str(change["users"]),
         ]
-        of = f"{one['metric']}, {one['protocol']}, seed {one['seed']}"
-        plain = [number.replace("-", "−") for number in numbers]
-        rows.append(words(one["row"], one["words"], one["what"], of, *plain))
-    columns = ["", "in words", "what", "of", "values", "change, 95 % interval", "p", "users"]
-    return Table("Differences: paired bootstrap over users", columns, rows)
+        rows.append(words(one["row"], one["words"], *[one["what"]] * (not same), of, *numbers))
+    columns = ["", "in words", *["what"] * (not same), "of", "values", "change, 95 % interval"]
+    about = f"{changes[0]['what']}; " if same else ""
+    return Table(f"Differences: {about}paired bootstrap over users", [*columns, "p", "users"], rows)
+
+
+def _signed(value: float | None, sign: str = "+") -> str:
+    return MISSING if value is None else f"{value:{sign}.4f}".replace("-", "−")
 
 
 def drawn(found: Experiment, where: str) -> list[Figure]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmsrec_jax import writer
+from llmsrec_jax.report.kinds import kind
 
 SCHEMA = 1  # of results.json, cases.json and experiments/*.json
 FIGURES = ("", "bars", "scatter", "histogram")
@@ -140,6 +141,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
 def _cases(path: Path) -> dict[str, Any]:
     content = _versioned(path)
     _require(path, "it", content, CASES)
+    if not content["models"]:
+        raise ValueError(f"{path} names no models")
     for number, case in enumerate(content["cases"]):
         _require(path, f"case {number}", case, CASE)
         for row in case["history"]:
@@ -158,12 +161,17 @@ def _experiment(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: figure {found['figure']!r} is none of {FIGURES}")
     if found["figure"] == "scatter" and len(found["columns"]) % 2:
         raise ValueError(f"{path}: a scatter needs its columns in pairs, original and shuffled")
+    places = set()
     for number, cell in enumerate(found["cells"]):
         _require(path, f"cell {number}", cell, CELL)
         for value in cell["values"]:
             _require(path, f"a value of cell {number}", value, VALUE)
         if cell["status"] not in STATUSES:
             raise ValueError(f"{path}: status {cell['status']!r} is none of {STATUSES}")
+        place = (cell["row"], cell["column"], kind(cell))
+        if place in places:
+            raise ValueError(f"{path}: cell {number} is there twice: {', '.join(place[:2])}")
+        places.add(place)
         if cell["row"] not in found["rows"] or cell["column"] not in found["columns"]:
             raise ValueError(f"{path}: cell {number} stands in no row or column of the table")
     for number, told in enumerate(found["differences"]):

@@ -1,5 +1,6 @@
 """Which numbers may stand in one table, and what several seeds say together."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -78,8 +79,8 @@ def collect(folders: Sequence[Folder]) -> tuple[list[Record], list[str]]:
     clashes: dict[str, Record] = {}
     for folder in folders:
         for record in folder.records:
-            if record["value"] is None:
-                continue
+            if record["value"] is None or math.isnan(record["value"]):
+                continue  # of no users: the tables have a gap
             earlier, where = kept.setdefault(
                 tuple(record[name] for name in IDENTITY), (record, folder.name)
             )

@@ -134,8 +134,9 @@ def _changes(group: Group) -> Table | None:
     listed = []
     for name, rows in systems(changed).items():
         for row in rows:
-            change = {k: float("nan") if v is None else v for k, v in row["change"].items()}
-            words = statistics.Difference(**change).words()
+            change = {name: row["change"][name] for name in statistics.Difference._fields}
+            known = {k: float("nan") if v is None else v for k, v in change.items()}
+            words = statistics.Difference(**known).words()
             listed.append(
                 {**row, "row": name, "words": words, "what": f"{row['condition']} against original"}
                 | {"difference": row["change"]}
