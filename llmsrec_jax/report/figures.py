@@ -25,6 +25,7 @@ STYLE = {
     **{"svg.fonttype": "none", "text.parse_math": False, "font.size": 12, "axes.labelsize": 12},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     **{"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"},
+    "axes.prop_cycle": matplotlib.cycler(color=[INK]),  # of what is given no colour
     **{"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK},
     **{"xtick.color": INK, "ytick.color": INK, "grid.color": INK, "grid.alpha": 0.18},
     **{"axes.grid": True, "grid.linewidth": 0.8, "lines.linewidth": 1.8, "lines.markersize": 6},
@@ -97,7 +98,7 @@ def bars(
                     axes.bar(x, value.mean, step * 0.9, color=_colour(r), alpha=_strength(r))
                     _whisker(axes, x, value.mean, yerr=value.spread, color=INK)
                 if paper is not None:
-                    axes.plot(x, paper, "D", mfc="none", mec=INK, ms=6, mew=1.4)
+                    axes.plot(x, paper, "D", color=INK, mfc="none", mec=INK, ms=6, mew=1.4)
         axes.set_xticks(
             [c * (1 + gap) + 0.5 for c in range(len(columns))],
             [textwrap.fill(column, 13) for column in columns],

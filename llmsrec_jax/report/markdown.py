@@ -73,7 +73,10 @@ def _table(table: Table) -> str:
         return _safe(cell.text) + mark
 
     line = lambda cells: f"| {' | '.join(cells)} |"
-    lines = [line(columns), line(["--:" if number else ":--" for number in table.numeric()])]
+    lines = [
+        line(columns),
+        line([":--", *("--:" if number else ":--" for number in table.numeric()[1:])]),
+    ]
     lines += [line([shown(cell) for cell in row]) for row in table.rows]
     parts = [f"**{_safe(table.caption)}**", "\n".join(lines)]
     parts += ["\n".join(f"{number}. {_safe(note)}" for note, number in notes.items())] * bool(notes)

@@ -121,10 +121,10 @@ def _require(path: Path, what: str, found: Any, fields: Mapping[str, Any]) -> No
     """Whether `found`, the part `what` of the file, has all `fields`, each of its type."""
     if not isinstance(found, dict):
         raise ValueError(f"{path}: {what} is not an object")
-    for name, kind in fields.items():
+    for name, wanted in fields.items():
         if name not in found:
             raise ValueError(f"{path}: {what} has no {name!r}")
-        if not isinstance(found[name], kind):
+        if not isinstance(found[name], wanted):
             raise ValueError(f"{path}: {name!r} of {what} is {found[name]!r:.60}")
 
 
@@ -149,8 +149,8 @@ def _cases(path: Path) -> dict[str, Any]:
             _require(path, f"history of case {number}", row, {"date": str, "title": str})
         for model in content["models"]:
             kinds = {"ranks": int, "top": list, "hit": bool}
-            for part, kind in kinds.items():
-                _require(path, f"{part!r} of case {number}", case[part], {model: kind})
+            for part, wanted in kinds.items():
+                _require(path, f"{part!r} of case {number}", case[part], {model: wanted})
     return content
 
 
