@@ -47,7 +47,7 @@ def table(found: Experiment) -> Table:
         cells[cell["row"], cell["column"], kind(cell)] = cell
     distinct = list(dict.fromkeys(of for each in measured.values() for of in each))
     apart, common = told(distinct) if distinct else ([], "")
-    known = dict(zip(distinct, apart, strict=True))
+    known: dict[Kind | None, list[str]] = dict(zip(distinct, apart, strict=True))
     places = [(column, of) for column, each in measured.items() for of in each or [None]]
     published = any(cell["published"] is not None for cell in found["cells"])
     columns, spans = [""], []

@@ -21,11 +21,11 @@ MARKERS = {
     **{"v": "▼", "P": "✚", "X": "✖", "*": "★"},
 }
 LINES = {"-": "──", "--": "╌╌", ":": "┈┈", "-.": "─·"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     **{"svg.fonttype": "none", "text.parse_math": False, "font.size": 12, "axes.labelsize": 12},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     **{"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"},
-    "axes.prop_cycle": matplotlib.cycler(color=[INK]),  # of what is given no colour
+    "axes.prop_cycle": f"cycler(color=['{INK}'])",  # of what is given no colour
     **{"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK},
     **{"xtick.color": INK, "ytick.color": INK, "grid.color": INK, "grid.alpha": 0.18},
     **{"axes.grid": True, "grid.linewidth": 0.8, "lines.linewidth": 1.8, "lines.markersize": 6},
@@ -185,9 +185,12 @@ def curves(
     return _drawn(draw, name, caption, height=240)
 
 
-def _whisker(axes: Axes, x: float, y: float, color: str, **errors: float) -> None:
-    if any(errors.values()):
-        axes.errorbar(x, y, **errors, fmt="none", ecolor=color, elinewidth=1.2, capsize=2.5)
+def _whisker(
+    axes: Axes, x: float, y: float, color: str, yerr: float = 0.0, xerr: float = 0.0
+) -> None:
+    look = {"fmt": "none", "ecolor": color, "elinewidth": 1.2, "capsize": 2.5}
+    if xerr or yerr:
+        axes.errorbar(x, y, yerr or None, xerr or None, **look)
 
 
 def _strength(row: int) -> float:

@@ -18,7 +18,7 @@ RECORD = {
     **dict.fromkeys(("slice", "candidates_hash", "config_hash"), str),
     **{"seed": int, "users": int, "value": NUMBER, "se": NUMBER},
 }
-CHANGE = dict.fromkeys(
+CHANGE: dict[str, Any] = dict.fromkeys(
     ("first", "second", "change", "low", "high", "p", "relative", "relative_se", "users"), NUMBER
 )
 EXPERIMENT = {

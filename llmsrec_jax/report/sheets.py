@@ -28,11 +28,10 @@ def sheets(folders: Sequence[Folder]) -> dict[str, str]:
 
 def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     ours, paper = estimated(dict(cell)), cell["published"]
-    known = ours is not None and paper is not None
     each = {"seeds": "seed", "values": "value", "users": "users"}
     return {
         **{name: value for name, value in cell.items() if name != "values"},
-        "difference": ours.mean - paper if known else None,
+        "difference": None if ours is None or paper is None else ours.mean - paper,
         **{
             name: " ".join(str(value[part]) for value in cell["values"])
             for name, part in each.items()

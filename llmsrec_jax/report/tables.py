@@ -1,8 +1,8 @@
 """Tables and figures of plain results: records of results.json that may stand together."""
 
+import math
 from collections.abc import Sequence
-
-import numpy as np
+from typing import Any
 
 from llmsrec_jax import statistics
 from llmsrec_jax.report import experiments, figures
@@ -89,7 +89,7 @@ def agreements(group: Group) -> list[Block]:
             fewest = max(fewest, count)
             if count < FEWEST:
                 row.append(Cell(MISSING, f"{count} systems: at least {FEWEST} are needed"))
-            elif np.isnan(value):
+            elif math.isnan(value):
                 row.append(Cell(MISSING, "undefined: one ranking holds all systems equal"))
             else:
                 row.append(Cell(f"{value:+.2f}".replace("-", "−"), f"over {count} systems"))
@@ -135,7 +135,7 @@ def _changes(group: Group) -> Table | None:
     for name, rows in systems(changed).items():
         for row in rows:
             change = {name: row["change"][name] for name in statistics.Difference._fields}
-            known = {k: float("nan") if v is None else v for k, v in change.items()}
+            known: dict[str, Any] = {k: math.nan if v is None else v for k, v in change.items()}
             words = statistics.Difference(**known).words()
             listed.append(
                 {**row, "row": name, "words": words, "what": f"{row['condition']} against original"}
