@@ -35,7 +35,7 @@ def sections(folders: Sequence[Folder]) -> list[Section]:
         Section("Experiments", [], _experiments(folders)),
         Section("Results", [], [tables.section(group) for group in found]),
         Section("Training", list(_training(folders))),
-        Section("Cases", [Cases(each.cases) for each in folders if each.cases]),
+        Section("Cases", _cases(folders)),
         Section("Data", _cards(folders)),
         Section("Settings", _settings(folders)),
     ]
@@ -65,6 +65,11 @@ def _experiments(folders: Sequence[Folder]) -> list[Section]:
         )
         for found, where in named
     ]
+
+
+def _cases(folders: Sequence[Folder]) -> list[Block]:
+    found = [(folder.cases, folder.name) for folder in folders if folder.cases]
+    return [Cases(content, where if len(found) > 1 else "") for content, where in found]
 
 
 def _training(folders: Sequence[Folder]) -> list[Figure]:

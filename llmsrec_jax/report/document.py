@@ -72,9 +72,10 @@ class Figure(NamedTuple):
 
 
 class Cases(NamedTuple):
-    """The content of one cases.json, checked."""
+    """The content of one cases.json, checked; `where` is the work folder, told where several have one."""
 
     content: dict[str, Any]
+    where: str
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from llmsrec_jax.report.document import (
     Text,
     Warned,
 )
+from llmsrec_jax.report.kinds import joined
 
 SHOWN = 3  # cases
 
@@ -52,8 +53,8 @@ def _block(block: Block) -> str:
             return f"Figure, in index.html: {_safe(caption)}"
         case Folded(_, blocks):
             return "\n\n".join(map(_block, blocks))
-        case Cases(content):
-            return _cases(content)
+        case Cases():
+            return _cases(block)
         case Table():
             return _table(block)
 
@@ -83,10 +84,11 @@ def _table(table: Table) -> str:
     return "\n\n".join(parts)
 
 
-def _cases(content: dict) -> str:
-    cases = content["cases"]
+def _cases(found: Cases) -> str:
+    content, cases = found.content, found.content["cases"]
+    title = joined((content["dataset"], f"seed {content['seed']}", found.where))
     parts = [
-        f"{content['dataset']}, seed {content['seed']}: the first {min(SHOWN, len(cases))} of {len(cases)} users;"
+        f"{_safe(title)}: the first {min(SHOWN, len(cases))} of {len(cases)} users;"
         " all of them can be browsed in index.html."
     ]
     for case in cases[:SHOWN]:

@@ -95,8 +95,3 @@ function browse(frame) {
 }
 
 document.querySelectorAll(".cases").forEach(browse);
-
-/* Paper has no buttons: what is folded is printed. */
-addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll("details")) folded.open = true;
-});

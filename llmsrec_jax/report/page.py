@@ -18,6 +18,7 @@ from llmsrec_jax.report.document import (
     Text,
     Warned,
 )
+from llmsrec_jax.report.kinds import joined
 
 # the page may run and style itself, and fetch nothing
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -131,7 +132,8 @@ def _number(number: bool) -> str:
 
 
 def _cell(cell: Cell, number: bool, notes: dict[str, int], name: str) -> str:
-    text = f'<em class="failed">{escape(cell.text)}</em>' if cell.failed else escape(cell.text)
+    text = escape(cell.text).replace("± ", "±&nbsp;")  # on paper a cell may break before it
+    text = f'<em class="failed">{text}</em>' if cell.failed else text
     if cell.note:
         at = notes[cell.note]
         text += f'<sup><a href="#{name}-note{at}">{at}</a></sup>'
@@ -180,7 +182,8 @@ def _cases(cases: Cases, name: str) -> str:
         **{"both": "both are right", "neither": "neither is right"},
     }
     options = "".join(f'<option value="{key}">{text}</option>' for key, text in filters.items())
-    return f"""<h3>{escape(content["dataset"])}, seed {content["seed"]}</h3>
+    title = joined((content["dataset"], f"seed {content['seed']}", cases.where))
+    return f"""<h3>{escape(title)}</h3>
 <div class="cases">
 <script type="application/json">{embedded(content)}</script>
 <noscript><p>Browsing single users needs JavaScript.</p></noscript>

@@ -90,7 +90,7 @@ def test_titles_do_no_harm(written):
 def test_what_the_page_says(written):
     text = (written / "index.html").read_text()
     for words in (
-        *("drops by 6.1% ± 0.8%", "no detectable change", "needs weights that are not here"),
+        *("drops by 6.1% ±&nbsp;0.8%", "no detectable change", "needs weights that are not here"),
         *("which vector", "Spearman rank correlation", "dataset shop", "evaluate.negatives"),
         *("Stage train: validation ndcg@10", "only A is right", "y = x"),
     ):
@@ -129,6 +129,7 @@ def test_several_folders(folder, tmp_path):
     report.write([folder, other], tmp_path / "out")
     text = (tmp_path / "out" / "index.html").read_text()
     assert "mean ± standard deviation over seeds 0, 1" in text and "Warning" not in text
+    assert "<h3>shop, seed 0, one</h3>" in text  # cases
     assert "Table 8: Ablations, shop, one" in text and "Table 8: Ablations, shop, two" in text
     folders = {row["folder"] for row in rows(tmp_path / "out" / "experiment_table8.csv")}
     assert folders == {"one", "two"}
