@@ -148,21 +148,23 @@ class Uniformity:
 class Train:
     """LLM-SRec's optimisation (S1)."""
 
-    batch: int = 20  # users per step over all devices
+    batch: int = 20  # samples per step over all devices: users, where each has one
+    # what a user is trained to predict: its last training item | every one but the first, a sample each (E21)
+    targets: Literal["last", "all"] = "last"
     epochs: int = 10
     lr: float = 1e-4
     b2: float = 0.98  # Adam beta2
     # decay: x lr_decay at every validation (D23)
     lr_schedule: Literal["decay", "constant"] = "decay"
     lr_decay: float = 0.95
-    negatives: int = 3  # per user and step (D26)
+    negatives: int = 3  # per sample and step (D26)
     # what no negative may be: training items | the inputs only, as the authors (D26)
     exclude: Literal["train", "history"] = "train"
     validations_per_epoch: int = 10
     patience: int = 10  # validations without improvement before stopping (D22); 0 = never
     metric: str = "hr@10"  # selects the checkpoint: hr@k | ndcg@k | mrr@k, sampled ranking (D24)
     max_users: int = 0  # seeded sample of training users; 0 = all
-    length_groups: int = 3  # of users of similar prompt length in a batch; items have one less
+    length_groups: int = 3  # of samples of similar prompt length in a batch; items have one less
     shapes: int = 4  # compiled steps at most
     # passes through the LLM per step; 0 = as few as fit. More than one need less memory and one more forward
     # pass; the loss and its gradients stay those of the whole batch

@@ -14,7 +14,6 @@ from llmsrec_jax import config, metrics, parallel
 from llmsrec_jax.data.splits import Dataset
 
 USERS_PER_TILE = 256
-SHOWN_TITLE = 70  # characters
 
 
 @dataclass(frozen=True)
@@ -151,43 +150,31 @@ def records(
 
 def similarity(original: np.ndarray, permuted: Sequence[np.ndarray]) -> np.ndarray:
     """float64 [U]: cosine of user vectors [U, R] before and after their histories were permuted, mean over permutations (E9)."""
-    first = unit(original.astype(np.float64))
-    return np.mean([np.sum(first * unit(x.astype(np.float64)), axis=1) for x in permuted], axis=0)
+    first = original.astype(np.float64)
+    return np.mean([_cosine(first, x.astype(np.float64)) for x in permuted], axis=0)
 
 
-def top_k(vectors: Vectors, row: int, skip: np.ndarray, k: int) -> np.ndarray:
-    """Item ids of the k best-scored items of one user, `skip` left out."""
-    scores = vectors.user[row] @ vectors.item.T
-    scores[0] = -np.inf
-    scores[skip] = -np.inf
-    return np.argsort(-scores, kind="stable")[:k]
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64 [U]: exactly 1 for equal rows, 0 where one is all zeros."""
+    dot = lambda x, y: np.sum(x * y, axis=1)
+    return dot(a, b) / np.maximum(np.sqrt(dot(a, a) * dot(b, b)), 1e-300)
+
+
+def top_lists(vectors: Vectors, seen: Callable[[int], np.ndarray] | None, k: int) -> np.ndarray:
+    """int32 [U, k]: the k best-scored items of every user, `seen(row)` left out; ties go to the lower item id."""
+    out = np.zeros((len(vectors.user), k), np.int32)
+    for start in range(0, len(out), USERS_PER_TILE):
+        scores = vectors.user[start : start + USERS_PER_TILE] @ vectors.item.T
+        scores[:, 0] = -np.inf
+        for row, of_user in enumerate(scores, start):
+            if seen is not None:
+                of_user[seen(row)] = -np.inf
+            least = np.partition(of_user, -k)[-k]
+            found = np.flatnonzero(of_user >= least)
+            out[row] = found[np.argsort(-of_user[found], kind="stable")[:k]]
+    return out
 
 
 def popularity(dataset: Dataset, users: np.ndarray) -> Vectors:
     """The order-blind, user-blind floor: training counts (S16)."""
     return Vectors(np.ones((len(users), 1)), dataset.counts[:, None].astype(np.float64))
-
-
-def case(
-    models: dict[str, Vectors],
-    dataset: Dataset,
-    users: np.ndarray,
-    targets: np.ndarray,
-    row: int,
-    length: int,
-) -> str:
-    """For a person: the last `length` items of the test user in `row`, what came next, and each model's top five."""
-    catalog = dataset.catalog
-    title = lambda i: catalog.titles[i] if catalog.has_title[i] else f"item {catalog.keys[i]}"
-    short = lambda i: title(i) if len(title(i)) <= SHOWN_TITLE else f"{title(i)[:SHOWN_TITLE]}…"
-    items, _ = dataset.inputs("test", users[row : row + 1])[0]
-    last = items[-length:]
-    of = "all" if len(last) == len(items) else f"the last {len(last)} of"
-    lines = [f"user {dataset.user_keys[users[row]]}, {of} {len(items)} items:"]
-    lines += [f"    {short(i)}" for i in last]
-    lines.append(f"  next: {short(targets[row])} (* where it is among the top 5)")
-    for name, vectors in models.items():
-        best = top_k(vectors, row, items, 5)
-        marked = [("* " if i == targets[row] else "") + short(i) for i in best]
-        lines.append(f"  {name}: " + " | ".join(marked))
-    return "\n".join(lines)

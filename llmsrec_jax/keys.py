@@ -22,10 +22,15 @@ TRAIN = (
     *("prompts", "head", "distill", "uniformity", "evaluate.score"),
     *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),
     *("train.negatives", "train.exclude", "train.validations_per_epoch", "train.patience"),
-    *("train.metric", "train.max_users"),
+    *("train.metric", "train.max_users", "train.targets"),
 )
 VECTORS = (*TRAIN, *CANDIDATES["test"])
 PERMUTED = (*VECTORS, "order.scope")
+_RULES = ("order", "evaluate.ties", "evaluate.mask_seen", "evaluate.score", "evaluate.ks")
+JUDGED = {  # with LLM-SRec or without -> fields of what is said of the models
+    True: (*VECTORS, *_RULES),
+    False: (*TEACHER, *CANDIDATES["test"], *_RULES, "prompts.history_len"),
+}
 OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
 
 

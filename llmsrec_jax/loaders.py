@@ -13,7 +13,8 @@ import numpy as np
 from llmsrec_jax import config, parallel
 from llmsrec_jax.batch import LLMBatch, PromptBatch, SequenceBatch
 from llmsrec_jax.data import sampling
-from llmsrec_jax.data.interactions import UserSequences
+from llmsrec_jax.data.interactions import Histories, UserSequences
+from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.prompts import layout, plan
 from llmsrec_jax.prompts.prompts import LatePrompts, PromptBuilder, Prompts
@@ -131,12 +132,11 @@ def windows(sequences: UserSequences, rows: np.ndarray, width: int) -> np.ndarra
 
 
 class LLMBatches:
-    """LLM-SRec's training batches: every user's prompt for its last training item, and its candidates' prompts."""
+    """LLM-SRec's training batches: the users' prompts of samples, and those of their candidates."""
 
     def __init__(
         self,
-        dataset: Dataset,
-        users: np.ndarray,
+        samples: Samples,
         builder: PromptBuilder,
         cf_user_repr: np.ndarray,
         cfg: config.Config,
@@ -144,16 +144,15 @@ class LLMBatches:
         mine: Sequence[int] | None = None,
         store: ItemStore | None = None,
     ):
-        """`users` int32 [n]; `cf_user_repr` float32 [n, E], the teacher's vectors of their training inputs."""
-        self.dataset, self.cfg, self.devices, self.builder = dataset, cfg, devices, builder
+        """`cf_user_repr` float32 [n, E]: the teacher's vectors of the samples' inputs."""
+        self.samples, self.cfg, self.devices, self.builder = samples, cfg, devices, builder
         self.mine, self.store = own(devices, mine), store
-        self.order = EpochOrder(np.arange(len(users)), cfg.train.batch, cfg.seed)
+        self.order = EpochOrder(np.arange(len(samples)), cfg.train.batch, cfg.seed)
         self.rows = per_device(self.order.batch, devices, "train.batch")
         self.parts = parts_of(self.rows, cfg.train.parts or 1)  # 0: nothing has planned it
-        self.users, self.cf_user_repr = users, cf_user_repr
-        self.targets = dataset.targets("train", users)
-        self.items = builder.items(np.arange(1, dataset.catalog.size))
-        self.user_lengths = builder.user_lengths(dataset.inputs("train", users))
+        self.cf_user_repr, self.targets = cf_user_repr, samples.targets
+        self.items = builder.items(np.arange(1, samples.dataset.catalog.size))
+        self.user_lengths = builder.user_lengths(samples)
         self.item_lengths = self.items.prefix_len, self.items.live_lengths
         rows = self.rows // self.parts
         self.shapes = plan.plan_steps(
@@ -178,7 +177,7 @@ class LLMBatches:
         return plan.choose_step(self.shapes, users, items)
 
     def members(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Users and item prompts int [devices, parts, n], and candidates (item ids) int [devices, users, C] of a step."""
+        """Samples and item prompts int [devices, parts, n], and candidates (item ids) int [devices, samples, C] of a step."""
         rows = self.order(step).reshape(self.devices, self.rows)
         rows = np.stack([_deal(self.user_lengths, r, self.parts) for r in rows])
         candidates = self._candidates(rows, step // self.order.steps_per_epoch)
@@ -190,8 +189,8 @@ class LLMBatches:
         )
 
     def user_prompts(self, rows: np.ndarray) -> Prompts:
-        """Of training users [n]."""
-        return self.builder.users(self.dataset.inputs("train", self.users[rows]))
+        """Of samples [n]."""
+        return self.builder.users(self.samples.take(rows))
 
     def _shard(
         self,
@@ -200,7 +199,7 @@ class LLMBatches:
         candidates: np.ndarray,
         shape: plan.StepShape,
     ) -> LLMBatch:
-        """Of users [parts, n], items [parts, m] and candidates [parts * n, C] of one device."""
+        """Of samples [parts, n], items [parts, m] and candidates [parts * n, C] of one device."""
         prompts = self.user_prompts(rows.ravel())
         own_rows = np.arange(rows.size).reshape(rows.shape)
         parts = [
@@ -230,8 +229,8 @@ class LLMBatches:
     def _candidates(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         """int32 [devices, parts * n, C] of rows [devices, parts, n]."""
         negatives = sampling.train_negatives(
-            self.dataset,
-            self.users[rows.reshape(-1)],
+            self.samples,
+            rows.reshape(-1),
             epoch,
             self.cfg.train.negatives,
             self.cfg.train.exclude,
@@ -329,7 +328,7 @@ def _dealt(
 
 
 def window_batches(
-    histories: UserSequences,
+    histories: Histories,
     max_len: int,
     rows: int,
     devices: int,
@@ -343,5 +342,5 @@ def window_batches(
     blocks = plan.plan_sorted(np.zeros_like(lengths), lengths, rows, max_shapes=4)
     for group, shape in _dealt(blocks, devices):
         width = min(shape.live, max_len)
-        shards = [windows(histories, group[device], width) for device in own(devices, mine)]
-        yield group, parallel.stack(shards)
+        some = [histories.take(group[device]) for device in own(devices, mine)]
+        yield group, parallel.stack([windows(one, np.arange(len(one)), width) for one in some])

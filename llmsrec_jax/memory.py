@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from llmsrec_jax import config, parallel, processes, rules, stores
-from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.footprint import Footprint, Pass
 from llmsrec_jax.llama.sharding import FSDP, TENSOR
@@ -69,7 +69,7 @@ class Job:
     users: plan.Lengths  # of all training prompts
     items: plan.Lengths  # of the whole catalogue
     devices: int
-    batch: int  # users per step, over all devices
+    batch: int  # samples per step, over all devices
     steps: int  # 0: training is over, vectors are still to be made
     _planned: dict[Any, Any] = field(default_factory=dict)  # a cache
 
@@ -79,30 +79,29 @@ class Job:
         cfg: config.Config,
         backbone: tuple[LlamaConfig, Path | None],
         builder: PromptBuilder,
-        dataset: Dataset,
-        users: np.ndarray,
+        samples: Samples,
         mesh: parallel.DeviceMesh,
         over: bool = False,
     ) -> "Job":
-        """backbone: as `llama.config.locate` finds it. users: of the training set. over: they are not trained on any more."""
+        """backbone: as `llama.config.locate` finds it. over: there is no training any more."""
         llama, folder = backbone
         if folder is None:  # a random one has the vocabulary of the tokenizer
             llama = replace(llama, vocab=builder.tokenizer.vocab_size)
-        items = builder.items(np.arange(1, dataset.catalog.size))
-        batch = min(cfg.train.batch, len(users))
+        items = builder.items(np.arange(1, samples.dataset.catalog.size))
+        batch = min(cfg.train.batch, len(samples))
         return cls(
             cfg,
             llama,
-            builder.user_lengths(dataset.inputs("train", users)),
+            builder.user_lengths(samples),
             (items.prefix_len, items.live_lengths),
             mesh.mesh.size,
             batch,
-            0 if over else cfg.train.epochs * (len(users) // batch),
+            0 if over else cfg.train.epochs * (len(samples) // batch),
         )
 
     @property
     def rows(self) -> int:
-        """Users per device and step; a run that only encodes needs no even ones."""
+        """Samples per device and step; a run that only encodes needs no even ones."""
         return max(1, self.batch * self.cfg.mesh.tensor // self.devices)
 
     @property

@@ -5,7 +5,7 @@ one work folder, so that ablations share data, teacher and tokens.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llmsrec_jax import config, parallel, processes, rules, stores
@@ -60,6 +60,35 @@ STEPS: dict[str, tuple[Step, ...]] = {  # mode -> what it does, in order
 }
 
 
+def settled(cfg: config.Config) -> config.Config:
+    """With the words that mean something else on other machines replaced: results name what was used."""
+    cfg = config.apply(cfg, {"llm.dtype": weights.chosen(cfg.llm.dtype)})
+    return config.apply(cfg, {"llm.item_store_dtype": stores.chosen(cfg.llm)})
+
+
+@contextlib.contextmanager
+def opened(cfg: config.Config, workdir: Path, distributed: str = "off") -> Iterator[Writer]:
+    """The processes joined, the work folder locked, its config.json written; `distributed` as in processes.connect."""
+    parallel.keep_memory()
+    parallel.keep_compiled()
+    processes.connect(distributed)
+    parallel.keep_precise()
+    with contextlib.ExitStack() as stack:
+        with processes.led("work folder") as leads:
+            if leads:
+                stack.enter_context(Lock(workdir))
+                write_json(workdir / "config.json", config.to_dict(settled(cfg)))
+        yield stack.enter_context(Writer(workdir, silent=not leads))
+
+
+def perform(job: Run, mode: str) -> None:
+    """The stages of `mode`, in order; raises what `run` raises."""
+    for step in STEPS[mode]:
+        step(job)
+        if processes.preempted():  # JAX took the signal: nothing else would stop these stages
+            raise KeyboardInterrupt("signal 15: between two stages")
+
+
 def run(cfg: config.Config, workdir: Path, mode: str = "run", distributed: str = "off") -> None:
     """Runs the stages of `mode` in `workdir`; `distributed` as in processes.connect.
 
@@ -68,20 +97,5 @@ def run(cfg: config.Config, workdir: Path, mode: str = "run", distributed: str =
       train.Interrupted: SIGINT or SIGTERM; the same command goes on from there.
     """
     rules.validate(cfg)
-    parallel.keep_memory()
-    parallel.keep_compiled()
-    processes.connect(distributed)
-    parallel.keep_precise()
-    cfg = config.apply(cfg, {"llm.dtype": weights.chosen(cfg.llm.dtype)})
-    cfg = config.apply(cfg, {"llm.item_store_dtype": stores.chosen(cfg.llm)})
-    with contextlib.ExitStack() as stack:
-        with processes.led("work folder") as leads:
-            if leads:
-                stack.enter_context(Lock(workdir))
-                write_json(workdir / "config.json", config.to_dict(cfg))
-        writer = stack.enter_context(Writer(workdir, silent=not leads))
-        job = Run(cfg, workdir, writer)
-        for step in STEPS[mode]:
-            step(job)
-            if processes.preempted():  # JAX took the signal: nothing else would stop these stages
-                raise KeyboardInterrupt("signal 15: between two stages")
+    with opened(cfg, workdir, distributed) as writer:
+        perform(Run(settled(cfg), workdir, writer), mode)

@@ -12,8 +12,14 @@ from llmsrec_jax.checkpoint import read_json, write_json
 from llmsrec_jax.writer import table
 
 Record = dict[str, Any]
+SCHEMA = 1  # of results.json, cases.json and experiments/*.json
 SHOWN = ("hr@10", "ndcg@10")
+BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # E24
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
+VARIANTS = {  # (setting, value) -> words (Table 12, Fig. 7)
+    ("distill.type", "contrastive"): "contrastive",
+    ("train.targets", "all"): "auto-regressive",
+}
 # in tables: baselines first, the bound last
 PLACE = {"popularity": -2, "teacher": -1, "bayes bound": 1}
 
@@ -24,24 +30,32 @@ def trained(name: str, cfg: config.Config) -> str:
 
 
 def label(cfg: config.Config) -> str:
-    """`llm_srec`, or which of its losses is switched off (Table 8)."""
+    """`llm_srec`, which of its losses is switched off (Table 8), and what else it is a variant in."""
     off = [
         name
         for name, weight in (("distill", cfg.distill.weight), ("uniformity", cfg.uniformity.weight))
         if weight == 0
     ]
-    return trained("llm_srec" + (f" w/o {', '.join(off)}" if off else ""), cfg)
+    name = "llm_srec" + (f" w/o {', '.join(off)}" if off else "")
+    values = {setting: value for setting, value, _ in config.flatten(cfg)}
+    others = [words for (setting, value), words in VARIANTS.items() if values[setting] == value]
+    return trained(", ".join([name, *others]), cfg)
+
+
+def digest(candidates: np.ndarray) -> str:
+    """What tells candidate sets apart: numbers of different ones cannot be compared."""
+    return hashlib.blake2b(candidates.tobytes(), digest_size=8).hexdigest()
 
 
 def common(
-    cfg: config.Config, fields: dict[str, Any], dataset: str, candidates: np.ndarray
+    cfg: config.Config, fields: dict[str, Any], dataset: str, candidates_hash: str
 ) -> Record:
     """What the records of one model share; `fields` are the settings its numbers depend on."""
     return {
         "dataset": dataset,
         "split": "test",
         "seed": cfg.seed,
-        "candidates_hash": hashlib.blake2b(candidates.tobytes(), digest_size=8).hexdigest(),
+        "candidates_hash": candidates_hash,
         "config_hash": config.key(fields | config.subset(cfg, EVALUATION)),
         "git": _git(),
     }
@@ -63,13 +77,36 @@ def _identity(record: Record) -> tuple[Any, ...]:
     return tuple(record[k] for k in IDENTITY)
 
 
+def read(path: Path) -> list[Record]:
+    """The records of a results file; none where there is no file.
+
+    Raises:
+      ValueError: a damaged file, or one of another schema.
+    """
+    found = read_json(path) if path.exists() else {"schema": SCHEMA, "records": []}
+    schema = found.get("schema") if isinstance(found, dict) else "none"
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path}: schema {schema}, this version reads {SCHEMA}: move the file away and run again"
+        )
+    return found["records"]
+
+
 def merge(path: Path, rows: list[Record]) -> list[Record]:
-    """Writes `rows` into the file in place of earlier records of the same models; returns all of them."""
+    """Writes `rows` into the file in place of earlier records of the same models; returns all of them.
+
+    Raises:
+      ValueError: a damaged file, or one of another schema.
+    """
     new = {_identity(row) for row in rows}
-    earlier = read_json(path) if path.exists() else []
-    merged = [row for row in earlier if _identity(row) not in new] + rows
-    write_json(path, merged)
+    merged = [row for row in read(path) if _identity(row) not in new] + rows
+    write_json(path, {"schema": SCHEMA, "records": merged})
     return merged
+
+
+def cell(row: Record) -> str:
+    """Value ± standard error, where it is a mean over users."""
+    return f"{row['value']:.4f}" + ("" if row["se"] is None else f" ± {row['se']:.4f}")
 
 
 def tables(rows: list[Record], like: Record) -> str:
@@ -81,17 +118,17 @@ def tables(rows: list[Record], like: Record) -> str:
     same = ("dataset", "candidates_hash")
     rows = [row for row in rows if all(row[k] == like[k] for k in same)]
     rows.sort(key=lambda row: (row["seed"], PLACE.get(row["model"], 0)))
-    first = {}
-    second = {}
+    first, second, third = {}, {}, {}
     for row in rows:
-        name = (row["model"], row["seed"], row["config_hash"])
+        name, metric = (row["model"], row["seed"], row["config_hash"]), row["metric"]
         if row["condition"] != evaluate.ORIGINAL:
             continue
-        cell = f"{row['value']:.4f} ± {row['se']:.4f}"
-        if row["slice"] == "all" and row["metric"] in SHOWN:
-            first.setdefault(name, {})[f"{row['metric']} {row['protocol']}"] = cell
-        if row["metric"] == "ndcg@10" and row["protocol"] == "sampled":
-            second.setdefault(name, {})[row["slice"]] = cell
+        if row["slice"] == "all" and metric in SHOWN:
+            first.setdefault(name, {})[f"{metric} {row['protocol']}"] = cell(row)
+        if metric == "ndcg@10" and row["protocol"] == "sampled":
+            second.setdefault(name, {})[row["slice"]] = cell(row)
+        if row["slice"] == "all" and metric.partition("@")[0] in BEYOND:
+            third.setdefault(name, {})[metric] = cell(row)
     users = next(row["users"] for row in rows if row["slice"] == "all")
     parts = []
     named = [(model, seed) for model, seed, _ in first]
@@ -99,7 +136,10 @@ def tables(rows: list[Record], like: Record) -> str:
     for title, cells in (
         (f"test set of {dataset}, {users} users, mean ± standard error", first),
         ("ndcg@10, sampled ranking, by slice", second),
+        ("lists beyond accuracy, full ranking", third),
     ):
+        if not cells:
+            continue
         columns = ["model", "seed", *dict.fromkeys(c for row in cells.values() for c in row)]
         body = [
             [
@@ -120,7 +160,7 @@ def _orders(rows: list[Record]) -> list[str]:
             continue
         found = cells.setdefault((row["model"], row["seed"]), {})
         if row["metric"] == "cosine":
-            found["cosine of user vectors"] = f"{row['value']:.4f} ± {row['se']:.4f}"
+            found["cosine of user vectors"] = cell(row)
         if "change" in row and row["metric"] == "ndcg@10":
             told = statistics.Difference(**row["change"])
             found[f"ndcg@10 {row['protocol']}"] = f"{told.first:.4f} -> {told.second:.4f}"

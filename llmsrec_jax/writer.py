@@ -1,5 +1,6 @@
 """What a run says while it works: metrics.jsonl for programs, the console for people. Knows no jax."""
 
+import contextlib
 import datetime
 import io
 import json
@@ -7,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +25,7 @@ class Writer:
 
         `silent`: writes and shows nothing, for all processes but the first.
         """
-        self.path, self.silent = Path(workdir) / "metrics.jsonl", silent
+        self.path, self.silent, self._hushed = Path(workdir) / "metrics.jsonl", silent, False
         self.console = io.StringIO() if silent else console or sys.stderr
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -58,9 +59,18 @@ class Writer:
 
     def say(self, text: str) -> None:
         """A paragraph for people."""
-        if not self.silent:
+        if not self.silent and not self._hushed:
             _write(text)
             sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def hushed(self) -> Iterator[None]:
+        """Without paragraphs: bars and metrics.jsonl go on."""
+        self._hushed = True
+        try:
+            yield
+        finally:
+            self._hushed = False
 
     def progress(
         self, title: str, total: int, done: int = 0, batch: int = 0, unit: str = "steps"

@@ -12,6 +12,7 @@ from flax import nnx
 
 from llmsrec_jax import config
 from llmsrec_jax.batch import HISTORY, PromptBatch
+from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
@@ -82,7 +83,7 @@ class System:
     params: nnx.State
     llama: nnx.GraphDef
     frozen: llm4rec.Frozen
-    cf_users: np.ndarray  # float32 [U, E]
+    cf_users: np.ndarray  # float32 [N, E] of what precedes each training interaction
 
     def merged(self, params: nnx.State | None = None) -> tuple[llm4rec.LLMSRec, Llama]:
         model = nnx.merge(self.model, self.params if params is None else params)
@@ -95,9 +96,10 @@ class System:
         mine: Sequence[int] | None = None,
         store: ItemStore | None = None,
     ) -> LLMBatches:
-        cfg, users = config.apply(self.cfg, changes or {}), self.dataset.eligible("train")
-        vectors = self.cf_users[users]
-        return LLMBatches(self.dataset, users, self.builder, vectors, cfg, devices, mine, store)
+        cfg = config.apply(self.cfg, changes or {})
+        samples = Samples.of(self.dataset, self.dataset.eligible("train"), cfg.train.targets)
+        vectors = self.cf_users[samples.ends]
+        return LLMBatches(samples, self.builder, vectors, cfg, devices, mine, store)
 
 
 def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
@@ -121,7 +123,7 @@ def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
         params,
         llama,
         llm4rec.Frozen(llama_state, jnp.asarray(draw(made.catalog.size))),
-        draw(len(made.user_keys)),
+        draw(len(made.train.items)),
     )
 
 

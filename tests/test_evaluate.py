@@ -95,9 +95,9 @@ def test_records_carry_protocol_slice_and_error():
     assert row["se"] == pytest.approx(np.std([1, 1, 0], ddof=1) / 3**0.5)
 
 
-def test_top_k_leaves_out_the_pad_and_what_was_seen():
+def test_lists_leave_out_the_pad_and_what_was_seen():
     v = Vectors(np.array([[1.0]]), np.array([[9.0], [1.0], [5.0], [3.0], [4.0]]))
-    np.testing.assert_array_equal(evaluate.top_k(v, 0, np.array([2]), 2), [4, 3])
+    np.testing.assert_array_equal(evaluate.top_lists(v, lambda row: np.array([2]), 2)[0], [4, 3])
 
 
 def test_encoding_keeps_a_batch_ahead():

@@ -1,6 +1,5 @@
 """A run that is killed, again and again, ends with the results of one that was not; signals, second runs, damage."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmsrec_jax import loaders, pipeline
+from llmsrec_jax import loaders, pipeline, results
 from llmsrec_jax.checkpoint import Lock
 from llmsrec_jax.writer import read_log
 from tests.systems import config_file, tiny
@@ -94,7 +93,7 @@ def without(keys: set[str], rows: list[dict]) -> list[dict]:
 
 def assert_same_run(workdir: Path, wanted: Path) -> None:
     """The same results to the last bit, the same log, and nothing left over."""
-    load = lambda folder: json.loads((folder / "results.json").read_text())
+    load = lambda folder: results.read(folder / "results.json")
     assert without({"git"}, load(workdir)) == without({"git"}, load(wanted))
     log = lambda folder: without({"time"}, read_log(folder / "metrics.jsonl"))
     assert log(workdir) == log(wanted)

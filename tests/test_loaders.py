@@ -8,6 +8,7 @@ import pytest
 
 from llmsrec_jax import config, loaders, parallel
 from llmsrec_jax.batch import ITEM_OUT, USER_OUT
+from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama.kv import KV
 from llmsrec_jax.loaders import EpochOrder, LLMBatches, TeacherBatches
@@ -83,11 +84,12 @@ def test_a_batch_that_does_not_divide(made, sequences):
 # LLM-SRec's batches ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_batches_are_a_function_of_the_step(made, devices):
-    forward = [made.batches(devices)(step) for step in range(9)]
+@pytest.mark.parametrize("devices, targets", [(1, "last"), (2, "last"), (2, "all")])
+def test_batches_are_a_function_of_the_step(made, devices, targets):
+    batches = lambda: made.batches(devices, {"train.targets": targets})
+    forward = [batches()(step) for step in range(9)]
     for first in (0, 3, 8):
-        stream = loaders.stream(made.batches(devices), first, 9)
+        stream = loaders.stream(batches(), first, 9)
         for step, found in zip(range(first, 9), stream, strict=True):
             assert_same(found, forward[step])
 
@@ -112,11 +114,15 @@ def prompts_of(batch, device: int) -> tuple[Rows, Rows]:
 
 
 @pytest.mark.parametrize("devices, parts", [(1, 1), (2, 1), (1, 3)])
-@pytest.mark.parametrize("exclude", ["train", "history"])
-def test_what_is_in_a_batch(made, devices, parts, exclude):
-    """Each user with its own prompt, teacher vector, target and negatives, in prompts of those very items."""
-    batches = made.batches(devices, {"train.exclude": exclude, "train.parts": parts})
-    data, vectors = made.dataset, made.cf_users
+@pytest.mark.parametrize(
+    "exclude, targets",
+    [("train", "last"), ("history", "last"), ("train", "all"), ("history", "all")],
+)
+def test_what_is_in_a_batch(made, devices, parts, exclude, targets):
+    """Each sample with its own prompt, teacher vector, target and negatives, in prompts of those very items."""
+    changes = {"train.exclude": exclude, "train.parts": parts, "train.targets": targets}
+    batches, data = made.batches(devices, changes), made.dataset
+    user_of, vectors = data.train.rows, made.cf_users
     titles = made.builder.items(np.arange(1, data.catalog.size))
     seen = []
     for step in range(batches.order.steps_per_epoch):
@@ -128,8 +134,8 @@ def test_what_is_in_a_batch(made, devices, parts, exclude):
                 int(np.flatnonzero((vectors == v).all(1))[0]) for v in batch.cf_user_repr[device]
             ]
             seen += rows
-            wanted = made.builder.users(data.inputs("train", np.array(rows)))
-            targets = data.targets("train", np.array(rows))
+            before = [place - data.train.offsets[user_of[place]] for place in rows]
+            wanted = made.builder.users(data.train.beginnings(user_of[rows], np.array(before)))
             lengths = [len(ids) for ids, _ in users]
             for start in range(0, len(lengths), len(lengths) // parts):
                 of_part = lengths[start : start + len(lengths) // parts]
@@ -138,21 +144,21 @@ def test_what_is_in_a_batch(made, devices, parts, exclude):
                 ids, slots = users[place]
                 span = slice(wanted.offsets[place], wanted.offsets[place + 1])
                 np.testing.assert_array_equal(ids, wanted.ids[span])
-                np.testing.assert_array_equal(
-                    slots, data.inputs("train", np.array([row]))[0][0][-3:]
-                )
+                known, _ = data.train[user_of[row]]
+                history = known[: before[place]]
+                np.testing.assert_array_equal(slots, history[-3:])
                 chosen = []
                 for position in batch.candidates[device, place]:
                     title, (item,) = items[position]
                     span = slice(titles.offsets[item - 1], titles.offsets[item])
                     np.testing.assert_array_equal(title, titles.ids[span])
                     chosen.append(int(item))
-                assert chosen[0] == targets[place] and len(set(chosen[1:])) == 3
-                known, _ = data.train[row]
-                banned = set(known) if exclude == "train" else set(known[:-1])
+                assert chosen[0] == known[before[place]] and len(set(chosen[1:])) == 3
+                banned = set(known) if exclude == "train" else set(history)
                 assert not banned & set(chosen[1:])
     users = data.eligible("train")
-    assert len(set(seen)) == len(seen) == len(users) // 6 * 6
+    samples = len(users) if targets == "last" else np.sum(data.train.lengths[users] - 1)
+    assert len(set(seen)) == len(seen) == samples // 6 * 6
 
 
 def choices(batch, devices: int = 1) -> dict[bytes, list[int]]:
@@ -178,9 +184,11 @@ def test_negatives_are_fresh_every_epoch(made):
 
 
 @pytest.mark.parametrize("devices", [2, 3, 6])
-def test_devices_share_the_users_of_one(made, devices):
-    """The users of a step and their negatives do not depend on the number of devices."""
-    whole, parts = made.batches()(4), made.batches(devices)(4)
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_devices_share_the_samples_of_one(made, devices, targets):
+    """The samples of a step and their negatives do not depend on the number of devices."""
+    changes = {"train.targets": targets}
+    whole, parts = made.batches(1, changes)(3), made.batches(devices, changes)(3)
     assert len(choices(whole)) == 6
     assert choices(whole) == choices(parts, devices)
 
@@ -397,9 +405,25 @@ def test_a_user_with_two_training_items_is_the_shortest(made):
     """An input of one item, a target, nothing else."""
     short = dataset([[1, 2, 3, 4], [5, 6, 7, 8, 9, 10], [1, 5, 6, 7]], items=60)
     assert short.eligible("train").tolist() == [0, 1, 2]
-    batches = LLMBatches(
-        *(short, short.eligible("train"), made.builder, made.cf_users[:3]),
-        *(config.apply(made.cfg, {"train.batch": 3}), 1),
-    )
+    samples = Samples.of(short, short.eligible("train"), "last")
+    cfg = config.apply(made.cfg, {"train.batch": 3})
+    batches = LLMBatches(samples, made.builder, made.cf_users[:3], cfg, 1)
     slots = sorted(tuple(s.tolist()) for _, s in prompts_of(batches(0), 0)[0])
     assert slots == [(1,), (1,), (5, 6, 7)]
+
+
+@pytest.mark.parametrize("exclude", ["train", "history"])
+def test_users_with_one_target_make_the_same_batches(made, exclude):
+    """Sequences of two training items, where all targets are the last ones: to the last bit."""
+    rng = np.random.default_rng(0)
+    short = dataset([list(rng.choice(60, 4, replace=False) + 1) for _ in range(20)], items=60)
+
+    def batches(targets: str) -> LLMBatches:
+        samples = Samples.of(short, short.eligible("train"), targets)
+        cfg = config.apply(made.cfg, {"train.exclude": exclude, "train.targets": targets})
+        return LLMBatches(samples, made.builder, made.cf_users[samples.ends], cfg, 1)
+
+    last, every = batches("last"), batches("all")
+    assert last.order.steps_per_epoch == every.order.steps_per_epoch == 3
+    for step in range(9):
+        assert_same(last(step), every(step))

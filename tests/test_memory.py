@@ -11,6 +11,7 @@ from flax import nnx
 
 from llmsrec_jax import config, memory, parallel, stores, train
 from llmsrec_jax.benchmark import made
+from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.kv import KV
@@ -59,8 +60,9 @@ class Case:
         shape = made.SHAPES["Industrial_and_Scientific"].smaller(300)
         data = made.Made(shape, 0, BACKBONE.vocab, cfg.prompts)
         users, self.cfg = data.dataset.eligible("train"), cfg
+        samples = Samples.of(data.dataset, users, cfg.train.targets)
         self.mesh = parallel.make_mesh(cfg.mesh)
-        self.job = Job.of(cfg, (BACKBONE, None), data.builder, data.dataset, users, self.mesh)
+        self.job = Job.of(cfg, (BACKBONE, None), data.builder, samples, self.mesh)
         store = None
         if cfg.llm.item_store == "hbm":
             lengths = data.builder.items(np.arange(1, data.dataset.catalog.size)).prefix_len
@@ -69,9 +71,9 @@ class Case:
                 (BACKBONE.layers, tokens, BACKBONE.kv_heads, BACKBONE.head_dim), jnp.float32
             )
             store = ItemStore(np.cumsum([0, *lengths]), KV(kept, kept), on_host=False)
-        vectors = np.zeros((len(users), cfg.teacher.d), np.float32)
-        data_of_users = data.dataset, users, data.builder, vectors, cfg
-        self.batches = LLMBatches(*data_of_users, self.mesh.parts, store=store)
+        vectors = np.zeros((len(samples), cfg.teacher.d), np.float32)
+        parts = samples, data.builder, vectors, cfg, self.mesh.parts
+        self.batches = LLMBatches(*parts, store=store)
         self.kept = None if store is None else store.resident
         self.items = Shape((data.dataset.catalog.size, cfg.teacher.d), jnp.float32)
 

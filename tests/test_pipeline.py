@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llmsrec_jax import config, keys, parallel, pipeline, train
+from llmsrec_jax import config, keys, parallel, pipeline, results, train
 from llmsrec_jax.benchmark import timing
 from llmsrec_jax.data import sources
 from llmsrec_jax.memory import GIB, Job
 from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.prompts.tokens import ItemTokens
+from llmsrec_jax.results import BEYOND
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer, read_log
 from tests.factories import random_dataset
-from tests.systems import tiny
+from tests.systems import named, tiny
 
 PACKAGE = Path(pipeline.__file__).parent
 FIELDS = {
@@ -30,8 +31,8 @@ FIELDS = {
 ABLATION = {"distill.weight": 0.0, "uniformity.weight": 0.0}
 
 
-def results(workdir: Path) -> list[dict]:
-    return json.loads((workdir / "results.json").read_text())
+def records(workdir: Path) -> list[dict]:
+    return results.read(workdir / "results.json")
 
 
 def values(rows: list[dict]) -> dict[tuple, tuple]:
@@ -67,12 +68,12 @@ def no_work(monkeypatch):
 
 def test_what_a_run_leaves_behind(finished):
     assert sorted(p.name for p in finished.iterdir()) == [
-        *(".lock", "candidates", "checkpoints", "config.json", "data", "metrics.jsonl"),
-        *("results.json", "teacher", "tokens", "vectors"),
+        *(".lock", "candidates", "cases.json", "checkpoints", "config.json", "data", "judged"),
+        *("metrics.jsonl", "results.json", "teacher", "tokens", "vectors"),
     ]
     used = config.to_dict(tiny({"llm.dtype": "fp32"}))  # auto, on a CPU
     assert json.loads((finished / "config.json").read_text()) == json.loads(json.dumps(used))
-    for stage in ("data", "candidates", "teacher", "tokens", "checkpoints", "vectors"):
+    for stage in ("data", "candidates", "teacher", "tokens", "checkpoints", "vectors", "judged"):
         for folder in (finished / stage).iterdir():
             record = json.loads((folder / "stage.json").read_text())
             assert record["stage"] == stage and record["key"] == folder.name
@@ -88,7 +89,7 @@ def test_what_a_run_leaves_behind(finished):
 
 
 def test_results(finished):
-    rows = results(finished)
+    rows = records(finished)
     cfg = tiny()
     assert all(set(row) == FIELDS for row in rows) and len(values(rows)) == len(rows)
     wanted = {
@@ -99,10 +100,19 @@ def test_results(finished):
         for k in cfg.evaluate.ks
     }
     whole = [row for row in rows if row["slice"] == "all"]
+    wanted |= {
+        (model, "full", f"{name}@10")
+        for model in ("popularity", "teacher", "llm_srec", "bayes bound")
+        for name in BEYOND
+    }
+    wanted |= {(model, "sampled", "alone@10") for model in ("teacher", "llm_srec")}
     assert {(r["model"], r["protocol"], r["metric"]) for r in whole} == wanted
     assert {row["users"] for row in whole} == {40}
     for row in rows:
-        assert 0 <= row["value"] <= 1 and math.isfinite(row["se"]) and row["users"] > 0
+        share = row["metric"].partition("@")[0] not in ("novelty", "popularity_lift")
+        assert math.isfinite(row["value"]) and (not share or 0 <= row["value"] <= 1)
+        assert row["se"] is None if row["metric"] == "coverage@10" else math.isfinite(row["se"])
+        assert row["users"] > 0
         assert (row["dataset"], row["split"], row["seed"]) == ("tiny", "test", 0)
     assert len({row["candidates_hash"] for row in rows}) == 1
     named = {row["slice"] for row in rows}
@@ -122,7 +132,7 @@ def test_the_second_run_does_nothing(copy, no_work, capsys):
 
 def test_an_ablation_shares_what_it_can(copy, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
-    old, fit, stages = results(copy), train.fit, []
+    old, fit, stages = records(copy), train.fit, []
 
     def counted(job, *args):
         stages.append(job.stage)
@@ -133,13 +143,13 @@ def test_an_ablation_shares_what_it_can(copy, monkeypatch):
     assert stages == ["train"]
     shared = [p for p in before if p.parts[len(copy.parts)] in ("data", "teacher", "tokens")]
     assert len(shared) > 10 and all(p.stat().st_mtime_ns == before[p] for p in shared)
-    new = values(results(copy))
+    new = values(records(copy))
     label = "llm_srec w/o distill, uniformity"
-    added = [r for r in results(copy) if r["model"] == label]
+    added = [r for r in records(copy) if r["model"] == label]
     assert len(added) == len([r for r in old if r["model"] == "llm_srec"])
     assert len(new) == len(old) + len(added)
     assert values(old).items() <= new.items()
-    own = {r["config_hash"] for r in results(copy) if r["model"] == "llm_srec"}
+    own = {r["config_hash"] for r in records(copy) if r["model"] == "llm_srec"}
     assert not own & {r["config_hash"] for r in added}
     lines = read_log(copy / "metrics.jsonl")
     assert sum(line["stage"] == "train" for line in lines) == 4
@@ -147,14 +157,15 @@ def test_an_ablation_shares_what_it_can(copy, monkeypatch):
 
 def test_metrics_do_not_depend_on_the_batch(finished, copy, no_work):
     assert tiny().evaluate.batch == 64
-    shutil.rmtree(copy / "vectors")
+    for stage in ("vectors", "judged"):
+        shutil.rmtree(copy / stage)
     pipeline.run(tiny({"evaluate.batch": 8}), copy, "evaluate")
-    assert values(results(copy)) == values(results(finished))
+    assert values(records(copy)) == values(records(finished))
 
 
 def test_the_same_seed_gives_the_same_results(finished, tmp_path):
     pipeline.run(tiny(), tmp_path / "again")
-    assert values(results(tmp_path / "again")) == values(results(finished))
+    assert values(records(tmp_path / "again")) == values(records(finished))
 
 
 def test_after_the_first_epoch_only_new_shapes_are_compiled(tmp_path, monkeypatch):
@@ -185,7 +196,7 @@ def test_after_the_first_epoch_only_new_shapes_are_compiled(tmp_path, monkeypatc
 
 def test_another_seed_gives_others(finished, tmp_path):
     pipeline.run(tiny({"seed": 1}), tmp_path / "other", "teacher")
-    ours, theirs = results(finished), results(tmp_path / "other")
+    ours, theirs = records(finished), records(tmp_path / "other")
     assert {row["model"] for row in theirs} == {"popularity", "teacher", "bayes bound"}
     assert ours[0]["candidates_hash"] != theirs[0]["candidates_hash"]
     pick = lambda rows: [
@@ -218,7 +229,7 @@ def ids_only(tmp_path) -> config.Config:
 
 def test_a_teacher_needs_no_titles(ids_only, tmp_path):
     pipeline.run(ids_only, tmp_path / "run", "teacher")
-    rows = results(tmp_path / "run")
+    rows = records(tmp_path / "run")
     assert {row["model"] for row in rows} == {"popularity", "teacher"}
     assert {row["users"] for row in rows if row["slice"] == "all"} == {30}
 
@@ -253,7 +264,7 @@ def test_parts_that_fit_are_found_and_trained_in(copy, capsys, monkeypatch):
     monkeypatch.setattr(Work, "fit", lambda work, stage, job, state: trained.append(job))
     small = {"evaluate.batch": 4}
     run = pipeline.Run(tiny(small), copy, Writer(copy))
-    made = run.tokens.builder, run.data.dataset, run.llm._users
+    made = run.tokens.builder, run.llm._samples
     job = Job.of(run.work.cfg, run.work.keys.backbone, *made, run.work.mesh)
     whole, halves = (job.needs(parts, "recompute").total for parts in (1, 2))
     assert halves < whole
@@ -288,8 +299,53 @@ def test_how_vectors_are_computed_is_in_no_artefact(copy, finished, changes):
     for folder in (copy / "vectors").iterdir():
         shutil.rmtree(folder)
     pipeline.run(tiny(changes), copy, "evaluate")
-    of = lambda folder: [row["value"] for row in results(folder)]
+    of = lambda folder: [row["value"] for row in records(folder)]
     assert of(copy) == pytest.approx(of(finished), rel=1e-6)
+
+
+# targets -----------------------------------------------------------------------------------------------------
+
+
+def test_every_position_is_a_target(copy, finished):
+    """Of at most so many users; on the same data, teacher and tokens, with steps in proportion to their samples."""
+    pipeline.run(tiny({"train.targets": "all", "train.max_users": 50}), copy, "train")
+    run = pipeline.Run(tiny({"train.max_users": 50}), copy, Writer(copy))
+    users = run.llm._samples.users
+    samples = np.sum(run.data.dataset.train.lengths[users] - 1)
+    assert len(users) == 50 < samples
+    steps = {line["step"] for line in read_log(copy / "metrics.jsonl") if line["stage"] == "train"}
+    assert max(steps) == samples // 8
+    for stage, count in (("data", 1), ("teacher", 1), ("tokens", 1), ("checkpoints", 2)):
+        assert len(list((copy / stage).iterdir())) == count, stage
+
+
+@pytest.mark.slow
+def test_users_with_one_target_are_trained_on_alike(tmp_path):
+    """Sequences of two training items: the same parameters to the last bit, from two trainings."""
+    rng, day, tables = np.random.default_rng(0), 86_400_000, {"items": ["item,title"]}
+    tables["items"] += [f"i{item},thing {item}" for item in range(60)]
+    tables["rows"] = ["user,item,timestamp"] + [
+        f"u{user},i{item},{day * n}"
+        for user in range(24)
+        for n, item in enumerate(rng.choice(60, 4, replace=False))
+    ]
+    for name, lines in tables.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    files = {name: str(tmp_path / f"{name}.csv") for name in tables}
+    settings = {"data.source": "files", "data.kcore": "none", "data.files.items": files["items"]}
+    settings |= {"data.files.interactions": files["rows"], "evaluate.max_users": 0}
+
+    def trained(targets: str) -> dict[str, np.ndarray]:
+        run = pipeline.Run(tiny({**settings, "train.targets": targets}), tmp_path, Writer(tmp_path))
+        for stage in (run.data.prepare, run.teacher.train, run.tokens.tokenize, run.llm.train):
+            stage()
+        assert len(run.llm._samples) == 24
+        return named(run.llm._params)
+
+    last, every = trained("last"), trained("all")
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    for name, values in last.items():
+        np.testing.assert_array_equal(values, every[name])
 
 
 # order -------------------------------------------------------------------------------------------------------
@@ -317,15 +373,15 @@ def test_histories_in_another_order(copy, finished, capsys, monkeypatch):
     pipeline.run(tiny({"order.permutations": 1}), copy, "evaluate")
     assert len(list((copy / "permuted").iterdir())) == 1
     assert "another order changes 100.0% of the test histories" in capsys.readouterr().out
-    first = [row for row in results(copy) if row["condition"] == "shuffled"]
+    first = [row for row in records(copy) if row["condition"] == "shuffled"]
     pipeline.run(tiny({"order.permutations": 2}), copy, "evaluate")
     assert len(list((copy / "permuted").iterdir())) == 2
-    rows = results(copy)
+    rows = records(copy)
     shuffled = [row for row in rows if row["condition"] == "shuffled"]
     assert len(shuffled) == len(first) and {row["permutations"] for row in shuffled} == {2}
     assert {row["model"] for row in shuffled} == {"popularity", "teacher", "llm_srec"}
     original = [row for row in rows if row["condition"] == "original"]
-    assert original == results(finished)
+    assert original == records(finished)
     alike = {r["model"]: r["value"] for r in shuffled if r["metric"] == "cosine"}
     assert alike["popularity"] == 1 and 0 < alike["teacher"] < 0.99 and alike["llm_srec"] < 1
     changed = {r["model"]: r["change"] for r in shuffled if "change" in r}
@@ -342,7 +398,7 @@ def test_training_sequences_in_another_order(copy, finished):
     pipeline.run(tiny({"order.train": "shuffled"}), copy)
     for stage, count in (("data", 1), ("candidates", 2), ("tokens", 1), ("teacher", 2)):
         assert len(list((copy / stage).iterdir())) == count, stage
-    rows = [row for row in results(copy) if row["slice"] == "all" and row["metric"] == "mrr@10"]
+    rows = [row for row in records(copy) if row["slice"] == "all" and row["metric"] == "mrr@10"]
     found = {row["model"]: row for row in rows if row["protocol"] == "sampled"}
     for name in ("teacher", "llm_srec"):
         other = found[f"{name}, shuffled training"]
@@ -375,7 +431,8 @@ def test_a_vector_that_is_no_number_is_named(copy, monkeypatch, kind):
         return made
 
     monkeypatch.setattr(LLMRec, "_vectors", broken)
-    shutil.rmtree(copy / "vectors")
+    for stage in ("vectors", "judged"):
+        shutil.rmtree(copy / stage)
     with pytest.raises(ValueError, match=rf"llm_srec: the vector of {kind} '\w+\d+' is not finite"):
         pipeline.run(tiny(), copy, "evaluate")
 
@@ -384,6 +441,7 @@ def test_a_vector_that_is_no_number_is_named(copy, monkeypatch, kind):
     ("stage", "name"),
     [
         *(("data", "dataset.npz"), ("data", "items.jsonl"), ("vectors", "test.npz")),
+        *(("judged", "results.json"), ("judged", "cases.json"), ("judged", "stage.json")),
         *(("candidates", "candidates_test.npz"), ("candidates", "stage.json")),
         *(("data", "stage.json"), ("teacher", "stage.json"), ("checkpoints", "stage.json")),
         *(("tokens", "items/ids.npy"), ("tokens", "tokenizer/tokenizer.json")),
@@ -393,8 +451,9 @@ def test_a_damaged_artefact_is_named(copy, stage, name):
     folder = next(folder for folder in (copy / stage).iterdir() if (folder / name).exists())
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
-    if stage != "vectors":  # made of the others, which are not read once it is there
-        shutil.rmtree(copy / "vectors")
+    made = ("vectors", "judged")  # of what is before them, which is not read once they are there
+    for later in made[made.index(stage) + 1 :] if stage in made else made:
+        shutil.rmtree(copy / later)
     with pytest.raises(ValueError) as error:
         pipeline.run(tiny(), copy, "evaluate")
     assert str((folder / name).parent) in str(error.value)
@@ -436,7 +495,7 @@ def test_every_setting_is_in_a_key_or_changes_no_number():
 def test_more_test_users_train_nothing_again(copy, monkeypatch):
     monkeypatch.setattr(train, "fit", None)
     pipeline.run(tiny({"evaluate.max_users": 60, "evaluate.ks": (1, 10)}), copy, "evaluate")
-    users = {row["users"] for row in results(copy) if row["slice"] == "all"}
+    users = {row["users"] for row in records(copy) if row["slice"] == "all"}
     assert users == {40, 60}
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmsrec_jax import pipeline, processes
-from llmsrec_jax.checkpoint import Lock, read_json
+from llmsrec_jax import pipeline, processes, results
+from llmsrec_jax.checkpoint import Lock
 from llmsrec_jax.writer import read_log
 from tests.conftest import REPO
 from tests.systems import config_file, tiny
@@ -74,7 +74,7 @@ class Program:
 
 def values(workdir: Path) -> dict[tuple, float]:
     names = ("model", "protocol", "slice", "metric", "config_hash")
-    return {tuple(r[n] for n in names): r["value"] for r in read_json(workdir / "results.json")}
+    return {tuple(r[n] for n in names): r["value"] for r in results.read(workdir / "results.json")}
 
 
 def losses(workdir: Path) -> list[tuple]:

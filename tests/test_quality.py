@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmsrec_jax import config, pipeline
-from llmsrec_jax.checkpoint import read_json
+from llmsrec_jax import config, pipeline, results
 from tests.conftest import REPO
 
 SMALLER = {
@@ -26,7 +25,7 @@ def test_llm_srec_beats_popularity_and_the_teacher_on_cold_items(tmp_path: Path)
     pipeline.run(config.apply(shop, SMALLER), tmp_path)
     ndcg = {
         (row["model"], row["slice"]): (row["value"], row["se"])
-        for row in read_json(tmp_path / "results.json")
+        for row in results.read(tmp_path / "results.json")
         if row["metric"] == "ndcg@10" and row["protocol"] == "sampled"
     }
 

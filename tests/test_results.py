@@ -1,6 +1,8 @@
 """The tables that people see."""
 
-from llmsrec_jax import results
+import pytest
+
+from llmsrec_jax import config, results
 
 
 def test_tables_show_baselines_first_and_the_bound_last():
@@ -38,3 +40,30 @@ def test_tables_show_baselines_first_and_the_bound_last():
         found = [(" ".join(words[:-1]), words[-1]) for words in lines]
         assert found == [(model, seed) for seed in "01" for model in order]
     assert "test set of made, 7 users" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({}, "llm_srec"),
+        ({"distill.weight": 0.0, "uniformity.weight": 0.0}, "llm_srec w/o distill, uniformity"),
+        ({"distill.type": "contrastive"}, "llm_srec, contrastive"),
+        (
+            {"uniformity.weight": 0.0, "train.targets": "all", "order.train": "shuffled"},
+            "llm_srec w/o uniformity, auto-regressive, shuffled training",
+        ),
+    ],
+)
+def test_variants_are_told_apart(changes, label):
+    assert results.label(config.apply(config.Config(), changes)) == label
+
+
+def test_a_file_of_another_schema_is_refused(tmp_path):
+    file = tmp_path / "results.json"
+    assert results.read(file) == []
+    for content, found in (("[]", "none"), ('{"schema": 9, "records": []}', "9")):
+        file.write_text(content)
+        with pytest.raises(
+            ValueError, match=f"schema {found}, this version reads 1: move the file"
+        ):
+            results.read(file)

@@ -5,7 +5,8 @@
   python -m llmsrec_jax.benchmark --config=configs/scientific.py --config.llm.path=random:toy --stages=growth --repeats=3
 
 Needs no data, weights or network: users, items and titles are made, as many and as long as the dataset of data.category has
-them (Industrial_and_Scientific, Electronics, Video_Games; data.max_users makes it smaller in proportion). Compilation is
+them (Industrial_and_Scientific, Electronics, Video_Games; data.max_users makes it smaller in proportion). Your own files
+(configs/files.py) are measured as they are, with made titles; they need the package's other dependencies. Compilation is
 never part of a time; every time is that of blocked calls, repeated. What is measured is written after every stage.
 
 --vs=torch needs PyTorch (pip install -e '.[torch]'); the results must agree to 1e-4 before any time is shown.

@@ -1,6 +1,6 @@
 """Made data with the lengths of real data: users, items and titles as the paper's datasets have them, without a file.
 
-Speed depends on lengths alone, so titles are random token ids. A statistic is a list of quantiles, drawn from by inversion.
+Your own files (data.source=files) are taken as they are, but for the titles. Speed depends on lengths alone, so titles are random token ids. A statistic is a list of quantiles, drawn from by inversion.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 
 from llmsrec_jax import config
 from llmsrec_jax.data.interactions import Catalog, UserSequences, offsets_of
-from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.data.splits import Dataset, prepare
 from llmsrec_jax.prompts.prompts import PromptBuilder
 from llmsrec_jax.prompts.templates import DAY_MS
 from llmsrec_jax.prompts.tokens import ItemTokens
@@ -59,6 +59,24 @@ SHAPES = {
 def shape(cfg: config.Data) -> Shape:
     """The one of `data.category`, else Scientific's, for at most `data.max_users` users."""
     return SHAPES.get(cfg.category, SHAPES["Industrial_and_Scientific"]).smaller(cfg.max_users)
+
+
+def given(cfg: config.Data, seed: int) -> Dataset | None:
+    """The prepared dataset of your own files; None where data are to be made. Raises ValueError: an unusable file."""
+    if cfg.source != "files":
+        return None
+    from llmsrec_jax.data import sources  # needs more packages than made data
+
+    catalog, interactions, counts = sources.load(cfg, seed)
+    return prepare(catalog, interactions, cfg, seed, counts)[0]
+
+
+def shape_of(dataset: Dataset, like: Shape) -> Shape:
+    """Its sizes, with the titles of `like`."""
+    lengths = np.diff(dataset.train.offsets)
+    history = [int(n) for n in np.quantile(lengths, SHARES)]
+    sizes = len(dataset), dataset.catalog.size - 1, int(lengths.sum())
+    return Shape(*sizes, history, like.title)
 
 
 def draw(quantiles: Sequence[int], n: int, rng: np.random.Generator) -> np.ndarray:
@@ -127,10 +145,11 @@ class Made:
     seed: int
     vocab: int
     prompts: config.Prompts
+    given: Dataset | None = None  # real users and items of that shape
 
     @cached_property
     def dataset(self) -> Dataset:
-        return dataset(self.shape, self.seed)
+        return self.given or dataset(self.shape, self.seed)
 
     @cached_property
     def builder(self) -> PromptBuilder:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from llmsrec_jax import config, memory_plan, parallel, rules
-from llmsrec_jax.benchmark import growth, made, report, stages, table9, timing
+from llmsrec_jax.benchmark import growth, report, stages, table9, timing
 from llmsrec_jax.benchmark.stages import Bench
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.checkpoint import write_json
@@ -67,7 +67,7 @@ def run(
         )
     if options.vs and cfg.mesh.devices != 1 and jax.device_count() > 1:
         raise ValueError("--vs compares on one device: add --config.mesh.devices=1")
-    system = System(cfg, made.shape(cfg.data))
+    system = System.of(cfg)
     plan = memory_plan.choose(system.job, system.mesh)
     if "train" in options.stages:
         plan.require()
@@ -132,6 +132,7 @@ def environment(system: System) -> dict[str, Any]:
         "backbone": system.cfg.llm.path,
         "dtype": jnp.dtype(system.dtype).name,
         "quant": system.cfg.llm.quant,
-        "made": asdict(system.shape),
+        "data": "made" if system.given is None else system.given.name,
+        "sizes": asdict(system.shape),
         "compilation_cache": getattr(jax.config, "jax_compilation_cache_dir", None) or "",
     }

@@ -55,7 +55,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         f"{where['date']}, {where['cores']} cores, Python {where['python']}, "
         + ", ".join(f"{name} {version}" for name, version in where["packages"].items())
-        + f". Made data: {where['made']['users']} users, {where['made']['items']} items.",
+        + f". Data: {where['data']}, {where['sizes']['users']} users, {where['sizes']['items']} items.",
     ]
     for part in (_stages, _memory, _inference, _data, _table9, _versus, _growth):
         if found := part(results):

@@ -52,8 +52,8 @@ class Bench:
 
     @cached_property
     def batches(self) -> loaders.LLMBatches:
-        system, users = self.system, self.system.users
-        parts = (system.made.dataset, users, system.made.builder, system.cf_users[users])
+        system = self.system
+        parts = (system.samples, system.made.builder, system.cf_users)
         return loaders.LLMBatches(*parts, system.cfg, system.mesh.parts, store=system.store)
 
     def whole(self, step: int) -> Whole:
@@ -135,7 +135,7 @@ def data(bench: Bench) -> dict[str, Any]:
         "users_per_s": batches.order.batch / build.median,
         "minutes_per_epoch": build.scaled(epoch.steps / MINUTE),
         "steps_per_epoch": epoch.steps,
-        "users": len(batches.users),
+        "users": len(batches.samples),
         "items": bench.system.made.dataset.catalog.size - 1,
         "tokens_per_step": users.tokens / epoch.steps,
         "live_tokens_per_step": users.live / epoch.steps,

@@ -1,6 +1,6 @@
 """What is measured: the product's model, steps and encoders over made data, with random weights or given ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,6 +11,8 @@ from flax import nnx
 
 from llmsrec_jax import config, memory, parallel, stores, train
 from llmsrec_jax.benchmark import made
+from llmsrec_jax.data.samples import Samples
+from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.model import Llama
@@ -24,6 +26,13 @@ class System:
 
     cfg: config.Config
     shape: made.Shape
+    given: Dataset | None = None  # your own, instead of made data
+
+    @classmethod
+    def of(cls, cfg: config.Config) -> "System":
+        """Over the data of the configuration. Raises ValueError: an unusable file."""
+        shape, given = made.shape(cfg.data), made.given(cfg.data, cfg.seed)
+        return cls(cfg, shape if given is None else made.shape_of(given, shape), given)
 
     @cached_property
     def mesh(self) -> parallel.DeviceMesh:
@@ -52,19 +61,19 @@ class System:
 
     @cached_property
     def made(self) -> made.Made:
-        return self.made_as(self.shape)
+        return replace(self.made_as(self.shape), given=self.given)
 
     @cached_property
-    def users(self) -> np.ndarray:
-        """Of the training set."""
-        users, limit = self.made.dataset.eligible("train"), self.cfg.train.max_users
-        return users[:limit] if limit else users
+    def samples(self) -> Samples:
+        """What is trained on."""
+        dataset, cfg = self.made.dataset, self.cfg.train
+        users = dataset.eligible("train")
+        return Samples.of(dataset, users[: cfg.max_users or len(users)], cfg.targets)
 
     @cached_property
     def job(self) -> memory.Job:
         """As far as memory goes."""
-        data = self.made.builder, self.made.dataset, self.users
-        return memory.Job.of(self.cfg, self._located, *data, self.mesh)
+        return memory.Job.of(self.cfg, self._located, self.made.builder, self.samples, self.mesh)
 
     @cached_property
     def backbone(self) -> Llama:
@@ -86,8 +95,8 @@ class System:
 
     @cached_property
     def cf_users(self) -> np.ndarray:
-        """float32 [U, E]: the teacher's user vectors."""
-        return self._normal(len(self.made.dataset))
+        """float32 [n, E]: the teacher's vectors of the samples' inputs."""
+        return self._normal(len(self.samples))
 
     def _normal(self, rows: int) -> np.ndarray:
         rng = np.random.default_rng([self.cfg.seed, rows])

@@ -1,6 +1,7 @@
 """The nouns of the data layer: a catalogue, raw interactions, and users' sequences. Item 0 is the pad everywhere."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -72,6 +73,10 @@ class UserSequences:
         rows = np.asarray(rows, dtype=np.int64)
         return self._spans(self.offsets[rows], self.lengths[rows])
 
+    def beginnings(self, rows: np.ndarray, lengths: np.ndarray) -> "UserSequences":
+        """The first `lengths[i]` interactions of user `rows[i]`."""
+        return self._spans(self.offsets[rows], lengths)
+
     def drop_last(self) -> "UserSequences":
         """Every sequence without its last interaction (empty ones stay empty)."""
         return self._spans(self.offsets[:-1], np.maximum(self.lengths - 1, 0))
@@ -91,6 +96,17 @@ class UserSequences:
     def _spans(self, starts: np.ndarray, lengths: np.ndarray) -> "UserSequences":
         index = spans(starts, lengths)
         return UserSequences(offsets_of(lengths), self.items[index], self.times[index])
+
+
+class Histories(Protocol):
+    """Sequences of which some can be had at a time: `UserSequences`, or what makes those that are taken."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    def take(self, rows: np.ndarray) -> UserSequences: ...
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:

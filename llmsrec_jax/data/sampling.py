@@ -10,6 +10,7 @@ import numpy as np
 
 from llmsrec_jax.data import counter, storage
 from llmsrec_jax.data.interactions import UserSequences
+from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.data.unseen import Unseen
 
@@ -54,21 +55,22 @@ def load_candidates(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train_negatives(
-    dataset: Dataset, users: np.ndarray, key: Any, num: int, exclude: str, seed: int
+    samples: Samples, rows: np.ndarray, epoch: int, num: int, exclude: str, seed: int
 ) -> np.ndarray:
-    """int32 [n, num] unique uniform negatives for training, a function of (seed, key, user); key: int or int array [n].
+    """int32 [n, num] unique uniform negatives of samples `rows`, a function of (seed, epoch, user, items after the target).
 
     exclude: train = no training item of the user (D26); history = not the model's input only, so that the target itself
     can be drawn, as in the authors' code. Validation and test items can be drawn: never to see them here would give them away.
     """
-    users = np.asarray(users, dtype=np.int64)
+    users = np.asarray(samples.users[rows], dtype=np.int64)
     if exclude == "train":
-        sets = dataset.train.take(users)
+        sets = samples.dataset.train.take(users)
     elif exclude == "history":
-        sets = dataset.inputs("train", users)
+        sets = samples.take(rows)
     else:
         raise ValueError(f"train.exclude={exclude!r}: use train or history")
-    return _draw(dataset, sets, users, num, "uniform", ("train", key), seed)
+    key = epoch + (samples.later[rows] << 32)  # of a user's last target: the epoch alone
+    return _draw(samples.dataset, sets, users, num, "uniform", ("train", key), seed)
 
 
 def teacher_negatives(

@@ -168,6 +168,19 @@ def locate(path: str, revision: str = "") -> tuple[LlamaConfig, Path | None]:
     return from_hf(folder), folder
 
 
+def is_here(path: str, revision: str = "") -> bool:
+    """Whether nothing has to be downloaded for `llm.path`."""
+    if path.startswith(RANDOM) or Path(path).expanduser().is_dir():
+        return True
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(path, "config.json", revision=revision or None)
+    except errors.HFValidationError:  # no hub id: there is nothing to download either
+        return False
+    return isinstance(found, str)
+
+
 def resolve(path: str, revision: str = "") -> Path:
     """Local folder of a model: `path` itself, or the hub's snapshot, downloaded once.
 

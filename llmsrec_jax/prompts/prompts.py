@@ -8,7 +8,7 @@ import numpy as np
 
 from llmsrec_jax import config
 from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT
-from llmsrec_jax.data.interactions import Catalog, UserSequences, offsets_of, spans
+from llmsrec_jax.data.interactions import Catalog, Histories, UserSequences, offsets_of, spans
 from llmsrec_jax.prompts.pieces import Pieces, Spans
 from llmsrec_jax.prompts.templates import DAY_MS, template
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer
@@ -167,7 +167,7 @@ class PromptBuilder:
         self._count(len(kept), self._lost(histories, kept), is_cut.sum())
         return blocks.assemble(self._user_outro, USER_OUT)
 
-    def later(self, histories: UserSequences) -> LatePrompts:
+    def later(self, histories: Histories) -> LatePrompts:
         """`users(histories)`, counted now and built when they are taken, some at a time."""
         prefix, live, lost, is_cut = self._user_sizes(histories)
         self._count(len(histories), lost, is_cut)
@@ -179,11 +179,11 @@ class PromptBuilder:
 
         return LatePrompts(prefix, live, slots, build)
 
-    def user_lengths(self, histories: UserSequences) -> tuple[np.ndarray, np.ndarray]:
+    def user_lengths(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         """(int64 [n], int64 [n]): prefix and live lengths of `users(histories)`, at a fraction of the work."""
         return self._user_sizes(histories)[:2]
 
-    def _user_sizes(self, histories: UserSequences) -> tuple[np.ndarray, np.ndarray, int, int]:
+    def _user_sizes(self, histories: Histories) -> tuple[np.ndarray, np.ndarray, int, int]:
         """Prefix and live lengths [n]; how many prompts lost items, and title tokens."""
         _require_items(histories)
         prefix, live = np.zeros((2, len(histories)), np.int64)
@@ -349,6 +349,6 @@ class PromptBuilder:
         return [bos + next(opening_ids) if first else next(later_ids) for _, first in texts]
 
 
-def _require_items(histories: UserSequences) -> None:
+def _require_items(histories: Histories) -> None:
     if len(histories) and histories.lengths.min() < 1:
         raise ValueError(f"user row {np.argmin(histories.lengths)} has an empty history")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 MISSING = "–"
+WHOLE = 100  # numbers from here on are counts, shown without decimals
 NUMBER = re.compile(r"[+−]?[\d.,]+( ?[±%→\[(].*)?")
 
 
@@ -94,6 +95,12 @@ class Section:
 
 
 Block = Text | Warned | Plain | Table | Figure | Cases | Folded
+
+
+def number(value: float, sign: str = "") -> str:
+    """As text with a true minus; `sign` "+" shows that of positive ones too."""
+    text = f"{value:{sign}.4f}" if abs(value) < WHOLE else f"{value:{sign},.0f}"
+    return text.replace("-", "−")
 
 
 def words(*cells: str) -> list[Cell]:

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmsrec_jax.report import figures
-from llmsrec_jax.report.document import MISSING, Block, Cell, Figure, Section, Table, Text, words
+from llmsrec_jax.report.document import (
+    MISSING,
+    Block,
+    Cell,
+    Figure,
+    Section,
+    Table,
+    Text,
+    number,
+    words,
+)
 from llmsrec_jax.report.kinds import Kind, joined, kind, parts, told
 from llmsrec_jax.report.systems import Estimate, spread_words
 
@@ -52,7 +62,7 @@ def table(found: Experiment) -> Table:
     published = any(cell["published"] is not None for cell in found["cells"])
     columns, spans = [""], []
     for column, of in places:
-        unsaid = [part for part in known.get(of, ()) if part.split()[0] not in column]
+        unsaid = [part for part in known.get(of, ()) if part and not _says(column, part)]
         name = f"{column} ({joined(unsaid)})" if unsaid else column
         spans.append((name, 3 if published else 1))
         columns += ["published", "ours", "difference"] if published else [name]
@@ -69,6 +79,11 @@ def table(found: Experiment) -> Table:
     return Table(caption, columns, rows, spans if published else [])
 
 
+def _says(column: str, part: str) -> bool:
+    """Whether the name of a column holds the word that counts in a part of what it measures."""
+    return part.split()[0].lower() in column.lower()
+
+
 def _cells(cell: dict[str, Any] | None, seeds: Sequence[int], published: bool) -> list[Cell]:
     """What stands in one place of the table."""
     if cell is None:
@@ -77,13 +92,15 @@ def _cells(cell: dict[str, Any] | None, seeds: Sequence[int], published: bool) -
     ours, paper = estimated(cell), cell["published"]
     if ours is not None:
         shown = ours.cell(seeds)
+        if cell["why"]:  # of the seeds that are not there
+            shown = shown._replace(note=". ".join(filter(None, (shown.note, cell["why"]))))
     else:
         status = cell["status"] if cell["status"] != "done" else "missing"
         shown = Cell(status, cell["why"] or "no reason given", failed=True)
     if not published:
         return [shown]
     return [
-        Cell(MISSING if paper is None else f"{paper:.4f}"),
+        Cell(MISSING if paper is None else number(paper)),
         shown,
         Cell(MISSING if paper is None or ours is None else apart(ours.mean, paper)),
     ]
@@ -92,7 +109,7 @@ def _cells(cell: dict[str, Any] | None, seeds: Sequence[int], published: bool) -
 def apart(ours: float, paper: float) -> str:
     """`−0.0123 (−3.1 %)`."""
     share = f" ({(ours - paper) / paper:+.1%})".replace("%", " %") if paper else ""
-    return _signed(ours - paper) + share.replace("-", "−")
+    return number(ours - paper, "+") + share.replace("-", "−")
 
 
 def differences(changes: Sequence[dict[str, Any]]) -> Table:
@@ -103,8 +120,8 @@ def differences(changes: Sequence[dict[str, Any]]) -> Table:
         of = joined((one["metric"], one["protocol"], f"seed {one['seed']}"))
         change = one["difference"]
         numbers = [
-            f"{_signed(change['first'], '')} → {_signed(change['second'], '')}",
-            f"{_signed(change['change'])} [{_signed(change['low'])}, {_signed(change['high'])}]",
+            f"{_known(change['first'], '')} → {_known(change['second'], '')}",
+            f"{_known(change['change'])} [{_known(change['low'])}, {_known(change['high'])}]",
             MISSING if change["p"] is None else f"{change['p']:.3f}",
             str(change["users"]),
         ]
@@ -114,8 +131,8 @@ def differences(changes: Sequence[dict[str, Any]]) -> Table:
     return Table(f"Differences: {about}paired bootstrap over users", [*columns, "p", "users"], rows)
 
 
-def _signed(value: float | None, sign: str = "+") -> str:
-    return MISSING if value is None else f"{value:{sign}.4f}".replace("-", "−")
+def _known(value: float | None, sign: str = "+") -> str:
+    return MISSING if value is None else number(value, sign)
 
 
 def drawn(found: Experiment, where: str) -> list[Figure]:
@@ -127,25 +144,32 @@ def drawn(found: Experiment, where: str) -> list[Figure]:
         caption = f"{source}: {found['title']}, shares of users"
         return [figures.histogram(bins, _measured(found["cells"]), name, caption)] if bins else []
     shown = []
-    for number, cells in enumerate(_panels(found)):
+    for count, cells in enumerate(_panels(found)):
         at = {(c["row"], c["column"]): value for c in cells if (value := estimated(c))}
-        label, panel = _measured(cells), f"{name}-{number}"
-        caption = f"{source}: {label}, {spread_words(found['seeds'])}"
+        papers = {(c["row"], c["column"]): c["published"] for c in cells}
+        papers = {place: value for place, value in papers.items() if value is not None}
+        label, panel = _measured(cells), f"{name}-{count}"
         columns = [c for c in found["columns"] if c in {cell["column"] for cell in cells}]
         if found["figure"] == "bars":
-            papers = {(c["row"], c["column"]): c["published"] for c in cells}
-            papers = {place: value for place, value in papers.items() if value is not None}
-            if at or papers:
-                rows = found["rows"]
+            rows, caption = _present(found, label, {row for row, _ in (*at, *papers)})
+            if rows:
                 shown.append(figures.bars(rows, columns, at, papers, label, panel, caption))
         elif found["figure"] == "scatter":
             for first, second in zip(columns[::2], columns[1::2], strict=False):
-                labels = (f"{label}, {first}", second)
-                place = f"{panel}-{first}"
-                shown.append(
-                    figures.scatter(found["rows"], first, second, at, labels, place, caption)
-                )
+                both = {row for row, _ in at if {(row, first), (row, second)} <= set(at)}
+                rows, caption = _present(found, label, both)
+                labels, place = (f"{label}, {first}", second), f"{panel}-{first}"
+                if rows:
+                    shown.append(figures.scatter(rows, first, second, at, labels, place, caption))
     return shown
+
+
+def _present(found: Experiment, label: str, rows: set[str]) -> tuple[list[str], str]:
+    """The rows that can be drawn, in order, and a caption that names the others."""
+    absent = [row for row in found["rows"] if row not in rows]
+    without = f"; without {joined(absent)}, which have no value" if absent else ""
+    caption = f"{found['source']}, {found['dataset']}: {label}, {spread_words(found['seeds'])}"
+    return [row for row in found["rows"] if row in rows], caption + without
 
 
 def _panels(found: Experiment) -> list[list[dict[str, Any]]]:

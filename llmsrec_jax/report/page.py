@@ -187,7 +187,8 @@ def _cases(cases: Cases, name: str) -> str:
 <div class="cases">
 <script type="application/json">{embedded(content)}</script>
 <noscript><p>Browsing single users needs JavaScript.</p></noscript>
-<p>A system is right where the item bought next is among its first 10.</p>
+<p>A system is right where the item bought next is among the first 10 of its candidates, where its rank is
+counted too. The lists are of the whole catalogue, without what the user had.</p>
 <form class="controls">
 {choice("a", 0)}
 {choice("b", len(models) - 1)}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmsrec_jax.report.document import MISSING, Cell
+from llmsrec_jax.report.document import MISSING, Cell, number
 from llmsrec_jax.report.reading import Folder
 
 Record = dict[str, Any]
@@ -35,9 +35,9 @@ class Estimate(NamedTuple):
 
     def cell(self, seeds: Sequence[int]) -> Cell:
         """In a table of `seeds`; says below it where it stands for fewer."""
-        told = f"{self.mean:.4f}"
+        told = number(self.mean)
         if self.sd is not None or self.se is not None:
-            told += f" ± {self.spread:.4f}"
+            told += f" ± {number(self.spread)}"
         if set(self.seeds) >= set(seeds):
             return Cell(told)
         over = "standard error over users" if self.sd is None else "standard deviation over these"

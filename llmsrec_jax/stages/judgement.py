@@ -1,26 +1,39 @@
-"""evaluate: the test set, once, for every model on the same candidates; records, tables and cases out."""
+"""evaluate: the test set, once, for every model on the same candidates; outcomes per user, records, tables and cases out."""
 
-from typing import NamedTuple
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmsrec_jax import evaluate, processes, results, statistics
+from llmsrec_jax import cases, evaluate, outcomes, processes, results
+from llmsrec_jax.checkpoint import Stage, read_json, write_json
 from llmsrec_jax.data import shop
+from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.slices import slices
-from llmsrec_jax.evaluate import ORIGINAL, SHUFFLED, Counts, Vectors
-from llmsrec_jax.keys import DATA, TEACHER, TRAIN
+from llmsrec_jax.evaluate import Counts, Vectors
+from llmsrec_jax.keys import DATA, JUDGED, TEACHER, TRAIN
+from llmsrec_jax.outcomes import Outcome, Outcomes
+from llmsrec_jax.results import Record
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.work import Work
+
+FIELDS = {"popularity": DATA, "bayes bound": DATA, "teacher": TEACHER, "llm_srec": TRAIN}
 
 
 class Model(NamedTuple):
     """What is judged."""
 
     vectors: Vectors
-    fields: tuple[str, ...]  # settings they depend on
     permuted: list[np.ndarray]  # user vectors [U, R] of histories in other orders
+
+
+def _stacked(each: list[Counts]) -> Counts:
+    """Of several orders, int [orders, U]."""
+    above, tied = zip(*each, strict=True)
+    return np.stack(above), np.stack(tied)
 
 
 class Judgement:
@@ -30,16 +43,33 @@ class Judgement:
         self._work, self._data, self._teacher, self._llm = work, data, teacher, llm
 
     def judge(self, with_llm: bool) -> None:
-        """Writes results.json and shows tables."""
-        models = self._models(with_llm)
+        """Ranks every test user, once; writes results.json and cases.json and shows tables."""
+        stage = self.stage(with_llm)
+        if not self._work.done(stage):
+            models = self._models(with_llm)  # by all processes
+            self._work.once(stage, lambda stage: self._make(stage, models))
         with processes.led("evaluation") as leads:
             if leads:
-                users, _ = self._data.candidates("test")
-                masks = slices(self._data.dataset, "test", users)
-                rows = []
-                for name, model in models.items():
-                    rows += self._ranked(name, model, masks)
-                self._show(models, rows)
+                self._show(stage)
+
+    def stage(self, with_llm: bool) -> Stage:
+        """Of the outcomes, the records and the cases."""
+        return self._work.stage("judged", JUDGED[with_llm])
+
+    def records(self, with_llm: bool = True) -> list[Record]:
+        """Of all models, of a finished judgement."""
+        return results.read(self.stage(with_llm).folder / "results.json")
+
+    def outcomes(self, with_llm: bool = True) -> Outcomes:
+        """Of a finished judgement."""
+        return Outcomes.load(self.stage(with_llm).folder / "outcomes.npz")
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What every model is called in tables."""
+        cfg = self._work.cfg
+        called = {"teacher": results.trained("teacher", cfg), "llm_srec": results.label(cfg)}
+        return {name: called.get(name, name) for name in FIELDS}
 
     def _models(self, with_llm: bool) -> dict[str, Model]:
         cfg, dataset = self._work.cfg, self._data.dataset
@@ -50,80 +80,70 @@ class Judgement:
         ]
         popular = evaluate.popularity(dataset, users)
         models = {
-            "popularity": Model(popular, DATA, [popular.user] * len(others)),
-            results.trained("teacher", cfg): Model(
-                Vectors(first, self._teacher.items), TEACHER, others
-            ),
+            "popularity": Model(popular, [popular.user] * len(others)),
+            "teacher": Model(Vectors(first, self._teacher.items), others),
         }
         if with_llm:
-            models[results.label(cfg)] = Model(self._llm.vectors, TRAIN, self._llm.permuted)
+            models["llm_srec"] = Model(self._llm.vectors, self._llm.permuted)
         if cfg.data.source == "shop":
             made = shop.generate(cfg.data.shop, cfg.seed)
-            models["bayes bound"] = Model(Vectors(*made.bayes(dataset, users, "test")), DATA, [])
+            models["bayes bound"] = Model(Vectors(*made.bayes(dataset, users, "test")), [])
         return models
 
-    def _ranked(
-        self, name: str, model: Model, masks: dict[str, np.ndarray]
-    ) -> list[results.Record]:
-        """Records of one model, in every order of the histories there is."""
-        work, dataset = self._work, self._data.dataset
-        cfg, (users, candidates) = work.cfg, self._data.candidates("test")
-        vectors, keys = model.vectors, (dataset.user_keys[users], dataset.catalog.keys)
-        evaluate.check_finite(name, vectors, *keys)
-        fields = work.keys(model.fields)
-        common = {"model": name} | results.common(cfg, fields, dataset.name, candidates)
-        original, rows = {}, []
-        for protocol, counts in self._counts(vectors).items():
-            original[protocol] = evaluate.values(counts, cfg.evaluate)
-            where = common | {"condition": ORIGINAL, "protocol": protocol}
-            rows += evaluate.records(original[protocol], masks, where)
-        if model.permuted:
-            rows += self._permuted(model, original, masks, common)
-        return rows
+    def _make(self, stage: Stage, models: dict[str, Model]) -> dict[str, Any]:
+        work, dataset, seed = self._work, self._data.dataset, self._work.cfg.seed
+        users, candidates = self._data.candidates("test")
+        each = {name: self._outcome(name, model) for name, model in models.items()}
+        masks, digest = slices(dataset, "test", users), results.digest(candidates)
+        found = Outcomes(users, digest, masks, each)
+        found.save(stage.folder / "outcomes.npz")
+        rows: list[Record] = []
+        for name in models:
+            fields = work.keys(FIELDS[name])
+            about = results.common(work.cfg, fields, dataset.name, digest)
+            rows += found.records(name, work.cfg, {"model": self.names[name], **about})
+        results.merge(stage.folder / "results.json", rows)
+        write_json(stage.folder / "cases.json", cases.collect(found, dataset, self.names, seed))
+        return {"users": len(users)}
 
-    def _permuted(
-        self,
-        model: Model,
-        original: dict[str, dict[str, np.ndarray]],
-        masks: dict[str, np.ndarray],
-        common: results.Record,
-    ) -> list[results.Record]:
-        """Records in other orders; what changes is told for all users together."""
-        cfg, rows = self._work.cfg, []
-        each = [self._counts(Vectors(user, model.vectors.item)) for user in model.permuted]
-        settings = {"permutations": len(each), "scope": cfg.order.scope}
-        common = common | {"condition": SHUFFLED, **settings}
-        for protocol, before in original.items():
-            above, tied = zip(*(counts[protocol] for counts in each), strict=True)
-            after = evaluate.values((np.stack(above), np.stack(tied)), cfg.evaluate)
-            made = evaluate.records(after, masks, common | {"protocol": protocol})
-            for row in made:
-                name = row["metric"]
-                if row["slice"] == "all" and name in results.SHOWN:
-                    row["change"] = statistics.paired(before[name], after[name], cfg.seed)._asdict()
-            rows += made
-        alike = evaluate.similarity(model.vectors.user, model.permuted)
-        where = common | {"protocol": "user vectors"}
-        return rows + evaluate.records({"cosine": alike}, masks, where)
+    def _outcome(self, name: str, model: Model) -> Outcome:
+        dataset, vectors = self._data.dataset, model.vectors
+        users, _ = self._data.candidates("test")
+        evaluate.check_finite(name, vectors, dataset.user_keys[users], dataset.catalog.keys)
+        top = evaluate.top_lists(vectors, self._seen, outcomes.LISTED)
+        lists, coverage = outcomes.lists(dataset, users, top)
+        one = Outcome(self._counts(vectors), top, lists, coverage)
+        if not model.permuted:
+            return one
+        each = [self._counts(Vectors(user, vectors.item)) for user in model.permuted]
+        stacked = {p: _stacked([counts[p] for counts in each]) for p in one.ranks}
+        alike = evaluate.similarity(vectors.user, model.permuted)
+        return replace(one, permuted=stacked, cosine=alike)
+
+    def _seen(self, row: int) -> np.ndarray:
+        """Items that no list shows the test user in `row` again."""
+        return self._histories[row][0]
+
+    @cached_property
+    def _histories(self) -> UserSequences:
+        return self._data.test_histories(0)
 
     def _counts(self, vectors: Vectors) -> dict[str, Counts]:
         """Of both protocols."""
-        cfg, dataset = self._work.cfg.evaluate, self._data.dataset
         users, candidates = self._data.candidates("test")
-        histories = self._data.test_histories(0)
-        seen = (lambda row: histories[row][0]) if cfg.mask_seen else None
-        targets = dataset.targets("test", users)
+        seen = self._seen if self._work.cfg.evaluate.mask_seen else None
+        targets = self._data.dataset.targets("test", users)
         return {
             "sampled": evaluate.sampled_ranking(vectors, candidates),
             "full": evaluate.full_ranking(vectors, targets, seen),
         }
 
-    def _show(self, models: dict[str, Model], rows: list[results.Record]) -> None:
-        work, dataset = self._work, self._data.dataset
-        users, _ = self._data.candidates("test")
+    def _show(self, stage: Stage) -> None:
+        work, cfg = self._work, self._work.cfg
+        rows = results.read(stage.folder / "results.json")
         merged = results.merge(work.workdir / "results.json", rows)
         work.writer.say(results.tables(merged, rows[-1]))
-        shown = {name: model.vectors for name, model in models.items()}
-        targets, length = dataset.targets("test", users), work.cfg.prompts.history_len
-        for row in range(min(work.cfg.evaluate.show_users, len(users))):
-            work.writer.say(evaluate.case(shown, dataset, users, targets, row, length))
+        found = read_json(stage.folder / "cases.json")
+        write_json(work.workdir / "cases.json", found)
+        for case in found["cases"][: cfg.evaluate.show_users]:
+            work.writer.say(cases.render(case, cfg.prompts.history_len))

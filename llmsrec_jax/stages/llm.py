@@ -11,6 +11,7 @@ from flax import nnx
 from llmsrec_jax import evaluate, loaders, memory_plan, parallel, stores, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import splits, storage
+from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.evaluate import Vectors, unit
 from llmsrec_jax.keys import PERMUTED, TRAIN, VECTORS
 from llmsrec_jax.llama import weights
@@ -51,12 +52,11 @@ class LLMRec:
 
     def require_even_batches(self) -> None:
         """Stops before the long work: the backbone and the batches are shared out evenly over the devices."""
-        work, cfg = self._work, self._work.cfg.train
+        work = self._work
         work.mesh.weights.check(work.keys.backbone[0], work.cfg.llm.quant)
         if work.done(self._stage):
             return
-        users = len(self._data.dataset.eligible("train"))
-        batch = min(cfg.batch, users, cfg.max_users or users)
+        batch = min(work.cfg.train.batch, len(self._samples))
         loaders.per_device(batch, work.devices, "train.batch")
 
     def require_memory(self) -> None:
@@ -70,7 +70,7 @@ class LLMRec:
     def plan(self) -> memory_plan.Plan:
         """How training, if it is not finished, uses the memory."""
         work = self._work
-        data = self._tokens.builder, self._data.training, self._users
+        data = self._tokens.builder, self._samples
         over = work.done(self._stage)
         job = Job.of(work.cfg, work.keys.backbone, *data, work.mesh, over)
         return memory_plan.choose(job, work.mesh)
@@ -78,10 +78,11 @@ class LLMRec:
     # what is frozen -------------------------------------------------------------------------------------------
 
     @cached_property
-    def _users(self) -> np.ndarray:
-        """Of the training set."""
-        eligible, cfg = self._data.dataset.eligible("train"), self._work.cfg
-        return splits.sample_users(eligible, cfg.train.max_users, cfg.seed)
+    def _samples(self) -> Samples:
+        """What is trained on."""
+        dataset, cfg = self._data.training, self._work.cfg
+        users = splits.sample_users(dataset.eligible("train"), cfg.train.max_users, cfg.seed)
+        return Samples.of(dataset, users, cfg.train.targets)
 
     @cached_property
     def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -128,9 +129,9 @@ class LLMRec:
         work, cfg, dataset = self._work, self._work.cfg.train, self._data.training
         if work.done(self._stage):
             return
-        cf_user_repr = self._teacher.users(dataset.inputs("train", self._users))
+        cf_user_repr = self._teacher.users(self._samples)
         batches = loaders.LLMBatches(
-            *(dataset, self._users, self._tokens.builder, cf_user_repr, self.plan.apply(work.cfg)),
+            *(self._samples, self._tokens.builder, cf_user_repr, self.plan.apply(work.cfg)),
             *(work.devices, work.mine, self.store),
         )
         graphdef, params = self._model

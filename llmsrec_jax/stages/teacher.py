@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from llmsrec_jax import evaluate, loaders, parallel, train
-from llmsrec_jax.data.interactions import UserSequences
+from llmsrec_jax.data.interactions import Histories
 from llmsrec_jax.evaluate import Vectors
 from llmsrec_jax.keys import TEACHER
 from llmsrec_jax.models import sasrec
@@ -86,17 +86,17 @@ class Teacher:
         encode = lambda frozen, params, history: nnx.merge(graphdef, params).user_repr(history)
         return parallel.encode_wrapper(encode, self._work.mesh)
 
-    def _users(self, params: nnx.State, histories: UserSequences) -> np.ndarray:
+    def _users(self, params: nnx.State, histories: Histories) -> np.ndarray:
         work = self._work
         batches = loaders.window_batches(
             histories, work.cfg.teacher.max_len, TEACHER_ROWS, work.devices, work.mine
         )
         return evaluate.encode(batches, self._encoder, (), params, work.mesh, len(histories))
 
-    def _vectors(self, params: nnx.State, histories: UserSequences) -> Vectors:
+    def _vectors(self, params: nnx.State, histories: Histories) -> Vectors:
         return Vectors(self._users(params, histories), np.asarray(params["item_embedding"][...]))
 
-    def users(self, histories: UserSequences) -> np.ndarray:
+    def users(self, histories: Histories) -> np.ndarray:
         """O_u of the trained teacher, float32 [n, E]."""
         return self._users(self._params, histories)
 

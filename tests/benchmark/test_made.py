@@ -6,6 +6,7 @@ import pytest
 from llmsrec_jax import config
 from llmsrec_jax.batch import HISTORY, USER_OUT
 from llmsrec_jax.benchmark import made
+from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.prompts.templates import TEMPLATES
 from llmsrec_jax.prompts.tokens import Tokenizer
 
@@ -84,3 +85,15 @@ def test_openings_have_the_length_of_llama_3(shared):
         ]:
             (ids,) = real.encode_batch([text], after_slot=after_slot)
             assert len(stand_in.encode(text)) == len(ids), text
+
+
+def test_own_files_are_measured_as_they_are(tmp_path):
+    path = tmp_path / "interactions.tsv"
+    rows = [f"{user}\t{item}\t{item}" for user in range(6) for item in range(user, user + 7)]
+    path.write_text("\n".join(["user\titem\ttimestamp", *rows]) + "\n")
+    names = {"data.source": "files", "data.files.interactions": str(path), "data.kcore": "none"}
+    system = System.of(config.apply(config.Config(), names))
+    assert system.made.dataset is system.given
+    assert (system.shape.users, system.shape.items) == (6, 12)
+    assert np.diff(system.made.dataset.train.offsets).tolist() == [5] * 6
+    assert len(system.made.builder.items(np.arange(1, 13))) == 12

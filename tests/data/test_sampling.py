@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsrec_jax.data import sampling
+from llmsrec_jax.data.samples import Samples
 from tests.factories import dataset, random_dataset
 
 SAMPLINGS = st.sampled_from(["uniform", "popularity"])
@@ -30,6 +31,11 @@ def popular(made):
     return dataclasses.replace(
         made, train=longer, user_keys=np.append(made.user_keys, "all"), **none
     )
+
+
+def last(made):
+    """A sample of every user."""
+    return Samples.of(made, np.arange(len(made)), "last")
 
 
 @given(
@@ -67,12 +73,13 @@ def test_many_users_in_blocks_equal_one_block(monkeypatch):
     monkeypatch.setattr(sampling, "_BLOCK", 7)
     blocks = sampling.candidates(made, "test", np.arange(40), 20, "uniform", 0)
     assert (whole == blocks).all()
-    epochs = np.arange(40)
-    keyed = sampling.train_negatives(made, np.arange(40), epochs, 3, "train", 0)
+    every = Samples.of(made, np.arange(40), "all")
+    drawn = sampling.train_negatives(every, np.arange(len(every)), 4, 3, "train", 0)
     alone = [
-        sampling.train_negatives(made, np.asarray([u]), u, 3, "train", 0)[0] for u in range(40)
+        sampling.train_negatives(every, np.asarray([n]), 4, 3, "train", 0)[0]
+        for n in range(len(every))
     ]
-    assert (keyed == np.asarray(alone)).all()
+    assert len(every) > 40 and (drawn == np.asarray(alone)).all()
 
 
 def test_seeds_and_splits_draw_differently():
@@ -129,7 +136,7 @@ def test_wrong_requests_are_refused():
     with pytest.raises(ValueError, match="evaluate.sampling='zipf': use uniform or popularity"):
         sampling.candidates(made, "test", np.asarray([0]), 2, "zipf", 0)
     with pytest.raises(ValueError, match="train.exclude='all': use train or history"):
-        sampling.train_negatives(made, np.asarray([0]), 0, 2, "all", 0)
+        sampling.train_negatives(last(made), np.asarray([0]), 0, 2, "all", 0)
     without = dataclasses.replace(made, test_item=np.zeros(1, np.int32))
     with pytest.raises(ValueError, match="user 'u0' has no test target"):
         sampling.candidates(without, "test", np.asarray([0]), 2, "uniform", 0)
@@ -142,7 +149,7 @@ def test_train_negatives_and_what_they_exclude():
         exclude: {
             int(item)
             for epoch in range(60)
-            for item in sampling.train_negatives(made, one, epoch, 2, exclude, 0)[0]
+            for item in sampling.train_negatives(last(made), one, epoch, 2, exclude, 0)[0]
         }
         for exclude in ("train", "history")
     }
@@ -150,22 +157,40 @@ def test_train_negatives_and_what_they_exclude():
     with pytest.raises(
         ValueError, match="leaves only 4 of 7 .* 5 negatives .* lower train.negatives"
     ):
-        sampling.train_negatives(made, one, 0, 5, "train", 0)
+        sampling.train_negatives(last(made), one, 0, 5, "train", 0)
 
 
 @given(
-    st.integers(0, 50), st.integers(0, 9), st.integers(1, 5), st.sampled_from(["train", "history"])
+    *(st.integers(0, 50), st.integers(0, 9), st.integers(1, 5)),
+    *(st.sampled_from(["train", "history"]), st.sampled_from(["last", "all"])),
 )
-def test_train_negatives_are_unique_and_depend_on_their_user_alone(seed, key, num, exclude):
+def test_train_negatives_are_unique_and_depend_on_their_sample_alone(
+    seed, epoch, num, exclude, targets
+):
     made = random_dataset(users=9, items=20, longest=10, seed=seed)
-    drawn = sampling.train_negatives(made, np.arange(9), key, num, exclude, seed)
-    assert drawn.shape == (9, num) and drawn.dtype == np.int32
-    sets = made.train if exclude == "train" else made.inputs("train", np.arange(9))
-    for user, row in enumerate(drawn):
+    every = Samples.of(made, np.arange(9), targets)
+    rows = np.arange(len(every))
+    drawn = sampling.train_negatives(every, rows, epoch, num, exclude, seed)
+    assert drawn.shape == (len(every), num) and drawn.dtype == np.int32
+    sets = made.train.take(every.users) if exclude == "train" else every.take(rows)
+    for sample, row in enumerate(drawn):
         assert len(set(row)) == num and row.min() >= 1 and row.max() <= 20
-        assert not set(row) & set(sets[user][0])
-        alone = sampling.train_negatives(made, np.asarray([user]), key, num, exclude, seed)
+        assert not set(row) & set(sets[sample][0])
+        alone = sampling.train_negatives(every, rows[[sample]], epoch, num, exclude, seed)
         assert (alone[0] == row).all()
+
+
+def test_samples_of_one_user_have_negatives_of_their_own():
+    """Other ones at every target and in every epoch; those of its last target are the same among all and alone."""
+    made = random_dataset(users=6, items=200, longest=12)
+    every, lasts = Samples.of(made, np.arange(6), "all"), last(made)
+    drawn = [
+        sampling.train_negatives(every, np.arange(len(every)), e, 9, "train", 0) for e in range(3)
+    ]
+    assert len({row.tobytes() for one in drawn for row in one}) == 3 * len(every)
+    for epoch, one in enumerate(drawn):
+        alone = sampling.train_negatives(lasts, np.arange(6), epoch, 9, "train", 0)
+        assert (one[every.later == 0] == alone).all()
 
 
 @given(st.integers(0, 50), st.integers(0, 5), st.data())

@@ -199,3 +199,10 @@ def test_hub_errors_say_what_to_do_in_one_line(monkeypatch, error, message):
         config.resolve("org/model", "v9")
     text = str(caught.value)
     assert "\n" not in text and "org/model" in text and "--config.llm.path=DIR" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "there"), [("random:toy", True), (".", True), ("a/b/c", False), ("org/absent", False)]
+)
+def test_what_has_to_be_downloaded(path, there):
+    assert config.is_here(path) is there

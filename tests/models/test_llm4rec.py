@@ -118,6 +118,24 @@ def test_the_cached_prefix_is_exact(made, prompts, gradients, reference, layout)
         assert relative_error(gradient, wanted[name]) < 2 * LIMIT, name
 
 
+def test_without_weights_only_the_retrieval_loss_is_left(made, prompts):
+    """Row (a) of Table 8, bit for bit: what is not weighed is as if it were not there."""
+    cfg = config.apply(made.cfg, {"distill.weight": 0.0, "uniformity.weight": 0.0})
+    data = batch(made, *(groups(kind, []) for kind in prompts))
+
+    def loss(params, alone):
+        share, terms = llm4rec.loss(*made.merged(params), data, made.frozen, cfg)
+        return terms["retrieval"] if alone else share
+
+    ablated, plain = (
+        jax.jit(jax.value_and_grad(partial(loss, alone=alone)))(made.params)
+        for alone in (False, True)
+    )
+    assert ablated[0] == plain[0]
+    for name, gradient in named(ablated[1]).items():
+        np.testing.assert_array_equal(gradient, named(plain[1])[name], name)
+
+
 def test_every_trainable_gets_a_gradient_and_nothing_else_does(made, reference):
     _, (grads, _) = reference
     assert jax.tree.structure(grads) == jax.tree.structure(made.params)

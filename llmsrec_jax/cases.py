@@ -1,0 +1,62 @@
+"""Case studies (Fig. 6): what a user had, what came next, and what every model says of it, by title."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from llmsrec_jax import results
+from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.outcomes import Outcomes
+
+KEPT = 200  # users
+SHOWN, SHOWN_TITLE = 5, 70  # for the terminal: items of a list, characters
+Case = dict[str, Any]
+
+
+def _titled(dataset: Dataset) -> Callable[[int], str]:
+    catalog = dataset.catalog
+    return lambda i: catalog.titles[i] if catalog.has_title[i] else f"item {catalog.keys[i]}"
+
+
+def collect(outcomes: Outcomes, dataset: Dataset, names: Mapping[str, str], seed: int) -> Case:
+    """The first KEPT test users; `names`: what each model is called."""
+    users, title = outcomes.users[:KEPT], _titled(dataset)
+    histories, targets = dataset.inputs("test", users), dataset.targets("test", users)
+    date = lambda time: str(np.datetime64(int(time), "ms").astype("datetime64[D]"))
+    ranks = {m: np.add(*one.ranks["sampled"]) + 1 for m, one in outcomes.models.items()}
+    right = {m: outcomes.right(m) for m in outcomes.models}
+    found = []
+    for row, user in enumerate(users):
+        items, times = histories[row]
+        each = {
+            "ranks": {names[m]: int(rank[row]) for m, rank in ranks.items()},
+            "top": {names[m]: [title(i) for i in o.top[row]] for m, o in outcomes.models.items()},
+            "hit": {names[m]: bool(hit[row]) for m, hit in right.items()},
+        }
+        history = [{"date": date(t), "title": title(i)} for i, t in zip(items, times, strict=True)]
+        about = {"user": str(dataset.user_keys[user]), "target": title(targets[row])}
+        found.append(about | {"history": history} | each)
+    return {
+        "schema": results.SCHEMA,
+        "dataset": dataset.name,
+        "seed": seed,
+        "candidates_hash": outcomes.candidates,
+        "models": [names[m] for m in outcomes.models],
+        "cases": found,
+    }
+
+
+def render(case: Case, length: int) -> str:
+    """One case for a terminal: the last `length` items, what came next, each model's best."""
+    short = lambda title: title if len(title) <= SHOWN_TITLE else f"{title[:SHOWN_TITLE]}…"
+    history = case["history"]
+    last = history[-length:]
+    of = "all" if len(last) == len(history) else f"the last {len(last)} of"
+    lines = [f"user {case['user']}, {of} {len(history)} items:"]
+    lines += [f"    {short(item['title'])}" for item in last]
+    lines.append(f"  next: {short(case['target'])} (* where it is among the top {SHOWN})")
+    for name, top in case["top"].items():
+        marked = [("* " if t == case["target"] else "") + short(t) for t in top[:SHOWN]]
+        lines.append(f"  {name}: " + " | ".join(marked))
+    return "\n".join(lines)

@@ -1,0 +1,325 @@
+"""The paper's tables and figures as data: rows are models or settings, columns what is measured; cells share stages and artefacts.
+
+A cell is the configuration of the run with the changes of its experiment, its column and its row. Systems that do not exist here
+are rows too, with the reason.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmsrec_jax import config
+
+Changes = Mapping[str, Any]  # {dotted setting: value}
+RECORDS, CARD, SPEED = "records", "card", "speed"  # where values come from: see reproduce.py
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model, or a setting of it."""
+
+    name: str
+    model: str = "llm_srec"  # which one of a run
+    changes: Changes = field(default_factory=dict)
+    missing: str = ""  # why there is none
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is measured, and under which settings."""
+
+    name: str
+    metric: str = "ndcg@10"
+    protocol: str = "sampled"
+    slice: str = "all"
+    condition: str = "original"  # of the test histories
+    changes: Changes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure."""
+
+    title: str
+    source: str  # where the paper has it
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    changes: Changes = field(default_factory=dict)
+    compare: tuple[tuple[str, str], ...] = ()  # columns: what the second changes, row by row
+    against: str = ""  # the row that every other one is compared with, column by column
+    figure: str = ""  # bars | scatter | histogram
+    kind: str = RECORDS
+    choices: tuple[str, ...] = ()  # names of CHOICES
+
+
+CHOICES = {  # where the paper is silent: question -> what is done here
+    "vector": (
+        "Which vector is compared (Table 5)?",
+        "The one that ranks: O_u for SASRec, f_user(h_U) for LLM-SRec; mean over users and permutations.",
+    ),
+    "shuffled histories": (
+        "What is permuted at the test (E8)?",
+        "order.scope: the whole history (default), or the window a prompt shows. Items move with titles and vectors; numbers and "
+        "dates stay (D21); users with one item keep it. Every model sees the same permutations.",
+    ),
+    "shuffled training": (
+        "What is permuted in training (E6)?",
+        "The whole training sequence of every user, target included, once before the teacher is trained; validation and test "
+        "keep their order.",
+    ),
+    "transitions": (
+        "Which users are in the Transition set (E11)?",
+        "The upper half of the test users by the mean training count of their own item-to-item transitions; users with a single "
+        "item score 0, ties go to the lower user row.",
+    ),
+    "warm and cold": (
+        "Which items are warm or cold (E12)?",
+        "The 35 % with most and with fewest training interactions, items without any included; ties go to the lower item id.",
+    ),
+    "lists": (
+        "Which lists are judged beyond accuracy (E24)?",
+        "The ten best of the whole catalogue for every test user, items of the history left out.",
+    ),
+    "alone": (
+        "When is a model right (Fig. 6)?",
+        "The target is among its first ten of the sampled candidates, ties counted against it; alone: no other model of the "
+        "run is (popularity is none).",
+    ),
+    "targets": (
+        "What does auto-regressive training train on (Fig. 7)?",
+        "Every position of a training sequence from the second item on, each with what precedes it (train.targets=all).",
+    ),
+}
+
+ABSENT = "this system is not part of this version"
+SASREC, LLM_SREC = Row("SASRec", "teacher"), Row("LLM-SRec")
+POPULARITY = Row("popularity", "popularity")
+LLM4REC = tuple(Row(name, missing=ABSENT) for name in ("TALLRec", "LLaRA", "CoLLM", "A-LLMRec"))
+FIVE = (SASREC, *LLM4REC, LLM_SREC)
+WITHOUT_BOTH = Row(
+    "w/o distillation and uniformity",
+    changes={"distill.weight": 0.0, "uniformity.weight": 0.0},
+)
+WITHOUT_UNIFORMITY = Row("w/o uniformity", changes={"uniformity.weight": 0.0})
+
+SHUFFLED_TRAINING = {"order.train": "shuffled"}
+PERMUTED = {"order.permutations": 5}
+ORIGINAL = Column("original")
+PERMUTED_COLUMN = Column("shuffled histories", condition="shuffled")
+TRAINED_SHUFFLED = Column("shuffled training", changes=SHUFFLED_TRAINING)
+
+
+def _metrics(*names: str, **more: Any) -> tuple[Column, ...]:
+    """A column per metric."""
+    return tuple(Column(name.upper(), name, **more) for name in names)
+
+
+def _by_slice(*slices: str) -> tuple[Column, ...]:
+    return tuple(Column(name.replace("_", "-"), slice=name) for name in slices)
+
+
+KS = ("ndcg@10", "ndcg@20", "hr@10", "hr@20")
+EVERY_K = {"evaluate.ks": (1, 5, 10, 20, 50)}
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table3": Experiment(
+        "Trained on original and on shuffled sequences, NDCG@10",
+        "Table 3",
+        FIVE,
+        (ORIGINAL, TRAINED_SHUFFLED),
+        compare=(("original", "shuffled training"),),
+        figure="bars",
+        choices=("shuffled training",),
+    ),
+    "table5": Experiment(
+        "How alike user vectors stay when histories are shuffled",
+        "Table 5",
+        FIVE,
+        (Column("cosine", "cosine", "user vectors", condition="shuffled"),),
+        PERMUTED,
+        figure="histogram",
+        choices=("vector", "shuffled histories"),
+    ),
+    "table6": Experiment(
+        "Overall performance",
+        "Table 6",
+        (
+            *(Row(name, missing=ABSENT) for name in ("GRU4Rec", "BERT4Rec", "NextItNet")),
+            SASREC,
+            *(Row(name, missing=ABSENT) for name in ("CTRL", "RECFORMER")),
+            *LLM4REC,
+            LLM_SREC,
+        ),
+        _metrics(*KS),
+        against="LLM-SRec",
+        figure="bars",
+    ),
+    "table7": Experiment(
+        "Trained here, tested on another domain, HR@10",
+        "Table 7",
+        tuple(
+            Row(name, missing="evaluation on a domain without training is not part of this version")
+            for name in ("SASRec", "TALLRec", "LLaRA", "CoLLM", "A-LLMRec", "LLM-SRec")
+        ),
+        _metrics("hr@10"),
+    ),
+    "table8": Experiment(
+        "Ablation of the losses, on original and shuffled training sequences",
+        "Table 8",
+        (WITHOUT_BOTH, WITHOUT_UNIFORMITY, LLM_SREC),
+        (
+            *_metrics("ndcg@10", "ndcg@20"),
+            *(
+                Column(f"{name.upper()}, shuffled training", name, changes=SHUFFLED_TRAINING)
+                for name in ("ndcg@10", "ndcg@20")
+            ),
+        ),
+        compare=(
+            ("NDCG@10", "NDCG@10, shuffled training"),
+            ("NDCG@20", "NDCG@20, shuffled training"),
+        ),
+        against="LLM-SRec",
+        figure="bars",
+        choices=("shuffled training",),
+    ),
+    "table9": Experiment(
+        "Minutes per training epoch and per inference of all items and test users, on this machine",
+        "Table 9",
+        (*LLM4REC, LLM_SREC),
+        (Column("train, min/epoch", "train"), Column("inference, min", "inference")),
+        kind=SPEED,
+    ),
+    "table10": Experiment(
+        "The data after preprocessing",
+        "Table 10",
+        tuple(Row(name, "data") for name in ("users", "items", "interactions")),
+        (Column("number", "number"),),
+        kind=CARD,
+    ),
+    "table11": Experiment(
+        "Prompts with and without the teacher's user representation",
+        "Table 11",
+        (Row("with user representation", changes={"prompts.user_repr": True}), LLM_SREC),
+        _metrics("ndcg@10", "hr@10"),
+        against="LLM-SRec",
+    ),
+    "table12": Experiment(
+        "Contrastive distillation and MSE, tested on original and shuffled histories, NDCG@10",
+        "Table 12",
+        (Row("contrastive", changes={"distill.type": "contrastive"}), LLM_SREC),
+        (ORIGINAL, PERMUTED_COLUMN),
+        PERMUTED,
+        compare=(("original", "shuffled histories"),),
+        against="LLM-SRec",
+        choices=("shuffled histories",),
+    ),
+    "fig1": Experiment(
+        "Tested on original and on shuffled histories, NDCG@10",
+        "Figure 1 (b)",
+        FIVE,
+        (ORIGINAL, PERMUTED_COLUMN),
+        PERMUTED,
+        compare=(("original", "shuffled histories"),),
+        figure="scatter",
+        choices=("shuffled histories",),
+    ),
+    "fig3": Experiment(
+        "Users whose histories have many and few known transitions, NDCG@10",
+        "Figure 3",
+        FIVE,
+        _by_slice("transition", "non_transition"),
+        figure="bars",
+        choices=("transitions",),
+    ),
+    "fig4": Experiment(
+        "Targets that are warm and cold items, NDCG@10",
+        "Figure 4",
+        FIVE,
+        _by_slice("warm", "cold"),
+        figure="bars",
+        choices=("warm and cold",),
+    ),
+    "fig5": Experiment(
+        "Backbones of several sizes, NDCG@10",
+        "Figure 5",
+        (
+            LLM_SREC,
+            *(
+                Row(f"LLM-SRec, {word}", changes=config.PRESETS[word])
+                for word in ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b")
+            ),
+        ),
+        _metrics("ndcg@10", "hr@10"),
+        against="LLM-SRec",
+        figure="bars",
+    ),
+    "fig6": Experiment(
+        "Users for whom a model alone is right (the case study in numbers)",
+        "Figure 6",
+        FIVE,
+        (Column("HR@10", "hr@10"), Column("alone right", "alone@10")),
+        choices=("alone",),
+    ),
+    "fig7": Experiment(
+        "Trained on the last item and auto-regressively, on original and shuffled sequences, NDCG@10",
+        "Figure 7",
+        (LLM_SREC, Row("LLM-SRec, auto-regressive", changes={"train.targets": "all"})),
+        (ORIGINAL, TRAINED_SHUFFLED),
+        compare=(("original", "shuffled training"),),
+        against="LLM-SRec",
+        figure="bars",
+        choices=("targets", "shuffled training"),
+    ),
+    "full_ranking": Experiment(
+        "The whole catalogue ranked, beside 1 + 99 candidates",
+        "E22",
+        (POPULARITY, SASREC, LLM_SREC),
+        tuple(
+            Column(f"{name.upper()}, {protocol}", name, protocol)
+            for name in ("ndcg@10", "hr@1", "hr@5", "hr@10", "hr@20", "hr@50", "mrr@10")
+            for protocol in ("sampled", "full")
+        ),
+        EVERY_K,
+        against="LLM-SRec",
+    ),
+    "beyond_accuracy": Experiment(
+        "Coverage, novelty, serendipity and popularity of lists of ten",
+        "2402.01339 (E24)",
+        (POPULARITY, SASREC, LLM_SREC),
+        tuple(
+            Column(name.replace("_", " "), f"{name}@10", "full")
+            for name in ("coverage", "novelty", "serendipity", "popularity_lift")
+        ),
+        against="LLM-SRec",
+        choices=("lists",),
+    ),
+    "order_suite": Experiment(
+        "Does it understand order? One model, one dataset",
+        "Tables 3, 5, Figures 1, 3",
+        (POPULARITY, SASREC, LLM_SREC),
+        (
+            ORIGINAL,
+            TRAINED_SHUFFLED,
+            PERMUTED_COLUMN,
+            Column("cosine of user vectors", "cosine", "user vectors", condition="shuffled"),
+            *_by_slice("transition", "non_transition", "short_history", "long_history"),
+        ),
+        PERMUTED,
+        compare=(("original", "shuffled training"), ("original", "shuffled histories")),
+        figure="bars",
+        choices=("shuffled training", "shuffled histories", "vector", "transitions"),
+    ),
+}
+
+
+def find(name: str) -> Experiment:
+    """Raises ValueError naming the closest one: there is no such experiment."""
+    if name not in EXPERIMENTS:
+        hint = config.closest(name, list(EXPERIMENTS))
+        raise ValueError(f"there is no experiment {name!r}{hint}; known: {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def cell(cfg: config.Config, experiment: Experiment, row: Row, column: Column) -> config.Config:
+    """The configuration of one cell."""
+    return config.apply(cfg, {**experiment.changes, **column.changes, **row.changes})

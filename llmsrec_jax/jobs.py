@@ -1,0 +1,153 @@
+"""What the cells of experiments need: runs up to their judgement, prepared data, measurements. A finished one is never done again."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from llmsrec_jax import config, estimate, pipeline
+from llmsrec_jax.benchmark import measure
+from llmsrec_jax.checkpoint import Stage, read_json
+from llmsrec_jax.experiments import CARD, RECORDS, SPEED, Column, Row
+from llmsrec_jax.keys import DATA
+from llmsrec_jax.llama import config as llama
+from llmsrec_jax.outcomes import Outcomes
+
+
+class Found(NamedTuple):
+    """What a job says of a cell."""
+
+    value: float
+    se: float | None  # over users; None where it is no mean over them
+    users: int
+
+
+class Job(Protocol):
+    """What several cells need: one run, or one measurement."""
+
+    title: str
+
+    @property
+    def finished(self) -> bool: ...
+
+    def seconds(self, flops_per_s: float) -> float | None:
+        """An estimate of what is left; None = nothing is known."""
+        ...
+
+    def do(self) -> None: ...
+
+    def find(self, row: Row, column: Column) -> Found | None:
+        """None: the run has no such number."""
+        ...
+
+
+class Judged:
+    """A run, up to its judgement: with LLM-SRec, or the teacher alone."""
+
+    def __init__(self, run: pipeline.Run, with_llm: bool):
+        self.run, self.with_llm = run, with_llm
+        self.title = "LLM-SRec" if with_llm else "SASRec"
+
+    @property
+    def finished(self) -> bool:
+        return self._is_here and self.run.judgement.stage(self.with_llm).finished
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether the backbone is: asking for a plan downloads nothing."""
+        llm = self.run.work.cfg.llm
+        return not self.with_llm or llama.is_here(llm.path, llm.revision)
+
+    def seconds(self, flops_per_s: float) -> float | None:
+        if not self._is_here:
+            return None
+        return estimate.seconds(self.run, self.with_llm, flops_per_s)
+
+    def do(self) -> None:
+        pipeline.perform(self.run, "run" if self.with_llm else "teacher")
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        return self.run.judgement.outcomes(self.with_llm)
+
+    @cached_property
+    def _records(self) -> dict[tuple[str, ...], dict[str, Any]]:
+        names = ("model", "condition", "protocol", "slice", "metric")
+        records = self.run.judgement.records(self.with_llm)
+        return {tuple(one[name] for name in names): one for one in records}
+
+    def find(self, row: Row, column: Column) -> Found | None:
+        name = self.run.judgement.names[row.model]
+        key = (name, column.condition, column.protocol, column.slice, column.metric)
+        found = self._records.get(key)
+        return None if found is None else Found(found["value"], found["se"], found["users"])
+
+    def per_user(self, row: Row, column: Column) -> np.ndarray | None:
+        """float64 [users of the slice]; None where the number is no mean over users."""
+        parts = row.model, column.protocol, column.condition, self.run.work.cfg.evaluate
+        values = self.outcomes.values(*parts).get(column.metric)
+        return None if values is None else values[self.outcomes.slices[column.slice]]
+
+
+class Card:
+    """The prepared data, and what their card counts."""
+
+    def __init__(self, run: pipeline.Run, with_llm: bool):
+        self.run, self.title = run, "data"
+
+    @property
+    def _stage(self) -> Stage:
+        return self.run.work.stage("data", DATA)
+
+    @property
+    def finished(self) -> bool:
+        return self._stage.finished
+
+    def seconds(self, flops_per_s: float) -> float | None:
+        return None  # reading and downloading, not computing
+
+    def do(self) -> None:
+        pipeline.perform(self.run, "prepare")
+
+    def find(self, row: Row, column: Column) -> Found | None:
+        card = self._stage.info["card"]
+        return Found(float(card[row.name]), None, card["users"])
+
+
+class Speed:
+    """The benchmark of this configuration."""
+
+    OPTIONS = measure.Options(("train", "users", "items"), (), repeats=3, steps=1)
+
+    def __init__(self, run: pipeline.Run, with_llm: bool):
+        self.run, self.title = run, "benchmark"
+        key = config.key({**config.to_dict(run.work.cfg)})
+        self._folder = run.work.workdir / "benchmark" / key
+
+    @property
+    def finished(self) -> bool:
+        file = self._folder / "benchmark.json"
+        return file.exists() and set(self.OPTIONS.stages) <= read_json(file).keys()
+
+    def seconds(self, flops_per_s: float) -> float | None:
+        return None
+
+    def do(self) -> None:
+        measure.run(self.run.work.cfg, self._folder, self.OPTIONS, self.run.work.writer.say)
+
+    def find(self, row: Row, column: Column) -> Found | None:
+        results = read_json(self._folder / "benchmark.json")
+        median = lambda stage, name: results[stage][name]["median"]
+        minutes = {
+            "train": lambda: median("train", "minutes_per_epoch"),
+            "inference": lambda: median("users", "minutes") + median("items", "minutes"),
+        }
+        return Found(minutes[column.metric](), None, results["environment"]["sizes"]["users"])
+
+
+KINDS: dict[str, Callable[[pipeline.Run, bool], Job]] = {
+    RECORDS: Judged,
+    CARD: Card,
+    SPEED: Speed,
+}

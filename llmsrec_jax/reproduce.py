@@ -1,0 +1,308 @@
+"""--mode=reproduce: one experiment, cell by cell, over several seeds; what is finished is never run again.
+
+Cells with the same configuration are one job. A job that cannot be done here leaves its cells with the reason; the others go on.
+"""
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmsrec_jax import (
+    config,
+    estimate,
+    experiments,
+    outcomes,
+    pipeline,
+    processes,
+    published,
+    rules,
+)
+from llmsrec_jax.checkpoint import write_json
+from llmsrec_jax.experiments import Column, Row
+from llmsrec_jax.jobs import KINDS, Job, Judged
+from llmsrec_jax.outcomes import Outcomes
+from llmsrec_jax.results import SCHEMA
+from llmsrec_jax.statistics import Difference, paired
+from llmsrec_jax.writer import Writer, table
+
+DONE, MISSING, OPEN = "done", "missing", "not run"
+BINS = 40  # of a histogram
+
+
+class Cell(NamedTuple):
+    """One number of one seed."""
+
+    row: Row
+    column: Column
+    seed: int
+    job: Job | None  # None: `why` says why not
+    why: str
+
+
+def _per_user(cell: Cell) -> tuple[Outcomes, np.ndarray] | None:
+    """The outcomes of its run, and the cell's values of users; None where there are none."""
+    if not isinstance(cell.job, Judged) or not cell.job.finished:
+        return None
+    values = cell.job.per_user(cell.row, cell.column)
+    return None if values is None or not len(values) else (cell.job.outcomes, values)
+
+
+class Experimenter:
+    """One experiment over one configuration."""
+
+    def __init__(
+        self, name: str, cfg: config.Config, seeds: Sequence[int], workdir: Path, out: Writer
+    ):
+        self.name, self.experiment = name, experiments.find(name)
+        self.cfg, self.seeds, self.workdir, self.writer = cfg, seeds, workdir, out
+        self._jobs: dict[str, Job] = {}
+        self._why: dict[int, str] = {}  # id of a job -> why it could not be done
+        self.cells = [
+            self._cell(row, column, seed)
+            for seed in seeds
+            for row in self.experiment.rows
+            for column in self.experiment.columns
+        ]
+
+    def _cell(self, row: Row, column: Column, seed: int) -> Cell:
+        if row.missing:
+            return Cell(row, column, seed, None, row.missing)
+        try:
+            base = config.apply(self.cfg, {"seed": seed})
+            cfg = pipeline.settled(experiments.cell(base, self.experiment, row, column))
+            rules.validate(cfg)
+        except ValueError as error:
+            return Cell(row, column, seed, None, str(error))
+        with_llm = row.model == "llm_srec" or column.metric.startswith("alone")
+        key = json.dumps([with_llm, config.to_dict(cfg)], sort_keys=True)
+        if key not in self._jobs:
+            run = pipeline.Run(cfg, self.workdir, self.writer)
+            self._jobs[key] = KINDS[self.experiment.kind](run, with_llm)
+        return Cell(row, column, seed, self._jobs[key], "")
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Teachers first: they are quick, and the others need them."""
+        return sorted(self._jobs.values(), key=lambda job: job.title == "LLM-SRec")
+
+    def plan(self) -> str:
+        """What there is to do, for a person."""
+        todo = [job for job in self.jobs if not job.finished]
+        flops_per_s = estimate.rate(self.cfg) if todo else 1.0
+        lines, known = [], 0.0
+        for job in self.jobs:
+            cells = [c for c in self.cells if c.job is job]
+            rows = dict.fromkeys(c.row.name for c in cells)
+            columns = dict.fromkeys(c.column.name for c in cells)
+            left = None if job.finished else job.seconds(flops_per_s)
+            known += left or 0.0
+            state = "done" if job.finished else "unknown" if left is None else _minutes(left)
+            lines.append([str(cells[0].seed), state, ", ".join(rows), ", ".join(columns)])
+        for why, names in self._reasons().items():
+            lines.append(["-", "missing", ", ".join(names), why])
+        head = f"{self.name}: {self.experiment.title} ({self.experiment.source})"
+        shown = table(["seed", "at most", "models", "cells"], lines)
+        return f"{head}\n{shown}\n{len(todo)} of {len(self.jobs)} runs to do, at most {_minutes(known)} and compilation"
+
+    def _reasons(self) -> dict[str, list[str]]:
+        """{why: rows} of cells without a job."""
+        found: dict[str, dict[str, None]] = {}
+        for cell in self.cells:
+            if cell.job is None:
+                found.setdefault(cell.why, {})[cell.row.name] = None
+        return {why: [*names] for why, names in found.items()}
+
+    def run(self) -> None:
+        """Does what is not done, job by job; experiments/NAME.json is written after each."""
+        for number, job in enumerate(self.jobs, start=1):
+            if job.finished:
+                continue
+            of = f"{self.name}: run {number} of {len(self.jobs)}, {job.title}"
+            self.writer.say(of)
+            try:
+                with (
+                    self.writer.hushed()
+                ):  # what the runs say of themselves is told once, at the end
+                    job.do()
+            except (ValueError, OSError, ImportError) as error:
+                self._why[id(job)] = str(error)
+                self.writer.say(f"{of}: cannot be done here: {error}")
+            self.save()
+        self.save()
+        self.writer.say(self.report())
+
+    def save(self) -> None:
+        """Writes experiments/NAME.json."""
+        if processes.first():
+            write_json(self.workdir / "experiments" / f"{self.name}.json", self.result())
+
+    def result(self) -> dict[str, Any]:
+        """All cells so far, with the paper's values, differences and histograms; JSON-ready."""
+        one = self.experiment
+        return {
+            "schema": SCHEMA,
+            "experiment": self.name,
+            "title": one.title,
+            "source": one.source,
+            "dataset": self.cfg.data.name or self.cfg.data.source,
+            "seeds": [*self.seeds],
+            "choices": dict(experiments.CHOICES[name] for name in one.choices),
+            "figure": one.figure,
+            "rows": [row.name for row in one.rows],
+            "columns": [column.name for column in one.columns],
+            "cells": [
+                self._told(row, column, number)
+                for row in one.rows
+                for number, column in enumerate(one.columns)
+            ],
+            "differences": self._differences(),
+            "histograms": self._histograms() if one.figure == "histogram" else [],
+        }
+
+    def _of(self, row: Row, column: Column) -> list[Cell]:
+        return [c for c in self.cells if c.row is row and c.column is column]
+
+    def _told(self, row: Row, column: Column, number: int) -> dict[str, Any]:
+        """One cell over all seeds."""
+        data, values, why = self.cfg.data, [], ""
+        for cell in self._of(row, column):
+            found = None
+            if cell.job is None:
+                why = cell.why
+            elif not cell.job.finished:
+                why = self._why.get(id(cell.job), "the run is not finished")
+            else:
+                found = cell.job.find(row, column)
+                why = "" if found else f"there is no {column.metric} of {column.slice} test users"
+            if found:
+                values.append({"seed": cell.seed, **found._asdict()})
+        each = [v["value"] for v in values]
+        ses = [v["se"] for v in values if v["se"] is not None]
+        category = data.category if data.source == "amazon" else ""
+        return {
+            **{"row": row.name, "column": column.name, "metric": column.metric},
+            **{"protocol": column.protocol, "slice": column.slice, "condition": column.condition},
+            "published": published.value(self.name, category, row.name, number),
+            "values": values,
+            "mean": float(np.mean(each)) if each else None,
+            "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None,
+            "se": float(np.mean(ses)) if ses else None,
+            "status": DONE if each else MISSING if row.missing else OPEN,
+            "why": why,
+        }
+
+    def _differences(self) -> list[dict[str, Any]]:
+        """What a column changes for a row, and how a row differs from the reference, seed by seed."""
+        one = self.experiment
+        columns = {column.name: column for column in one.columns}
+        pairs = [
+            (row, f"{second} instead of {first}", (row, columns[first]), (row, columns[second]))
+            for row in one.rows
+            for first, second in one.compare
+        ]
+        reference = next((row for row in one.rows if row.name == one.against), None)
+        if reference:
+            pairs += [
+                (
+                    row,
+                    f"{column.name}: {reference.name} instead",
+                    (row, column),
+                    (reference, column),
+                )
+                for row in one.rows
+                for column in one.columns
+                if row is not reference
+            ]
+        found = []
+        for row, what, first, second in pairs:
+            for a, b in zip(self._of(*first), self._of(*second), strict=True):
+                if told := self._difference(a, b):
+                    about = {"row": row.name, "what": what, "seed": a.seed}
+                    kind = {"metric": b.column.metric, "protocol": b.column.protocol}
+                    words = {"difference": told._asdict(), "words": told.words()}
+                    found.append(about | kind | words)
+        return found
+
+    def _difference(self, first: Cell, second: Cell) -> Difference | None:
+        """Paired over users; None where one has no values of users."""
+        one, other = _per_user(first), _per_user(second)
+        if one is None or other is None:
+            return None
+        outcomes.require_comparable([one[0], other[0]])
+        return paired(one[1], other[1], self.cfg.seed)
+
+    def _histograms(self) -> list[dict[str, Any]]:
+        """Of values of users of the first seed."""
+        found = []
+        for cell in self.cells:
+            values = _per_user(cell) if cell.seed == self.seeds[0] else None
+            if values is None:
+                continue
+            counts, edges = np.histogram(values[1], BINS)
+            place = {"row": cell.row.name, "column": cell.column.name}
+            found.append({**place, "edges": edges.tolist(), "counts": counts.tolist()})
+        return found
+
+    def report(self) -> str:
+        """The table and the differences, for a person."""
+        told = self.result()
+        cells = {(c["row"], c["column"]): c for c in told["cells"]}
+        body = [
+            [row, *(_shown(cells[row, column]) for column in told["columns"])]
+            for row in told["rows"]
+        ]
+        lines = [
+            f"{self.name}: {told['title']}, {told['dataset']}, seeds {', '.join(map(str, self.seeds))}"
+            " [the paper's value]",
+            table(["", *told["columns"]], body),
+        ]
+        words: dict[tuple[str, str], list[str]] = {}
+        for one in told["differences"]:
+            words.setdefault((one["row"], one["what"]), []).append(one["words"])
+        lines += [f"{row}, {what}: {' | '.join(each)}" for (row, what), each in words.items()]
+        whys = dict.fromkeys(c["why"] for c in told["cells"] if c["status"] == OPEN)
+        return "\n".join([*lines, *(f"not run: {why}" for why in whys)])
+
+
+def _shown(cell: dict[str, Any]) -> str:
+    """Mean ± sd over seeds, else ± standard error over users; the paper's value in brackets."""
+    paper = "" if cell["published"] is None else f" [{_number(cell['published'])}]"
+    if cell["status"] != DONE:
+        return cell["status"] + paper
+    spread = cell["se"] if cell["sd"] is None else cell["sd"]
+    return _number(cell["mean"]) + ("" if spread is None else f" ± {_number(spread)}") + paper
+
+
+def _number(x: float) -> str:
+    return f"{x:.4f}" if abs(x) < 100 else f"{x:,.0f}"
+
+
+def _minutes(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def run(
+    cfg: config.Config,
+    workdir: Path,
+    experiment: str,
+    seeds: Sequence[int],
+    dry_run: bool = False,
+    distributed: str = "off",
+) -> None:
+    """Runs an experiment, or says what it would run.
+
+    Raises:
+      ValueError: no such experiment, or runs that cannot be compared.
+      train.Interrupted: SIGINT or SIGTERM; the same command goes on from there.
+    """
+    experiments.find(experiment)
+    rules.validate(cfg)
+    with pipeline.opened(cfg, workdir, distributed) as out:
+        one = Experimenter(experiment, cfg, seeds, workdir, out)
+        out.say(one.plan())
+        if not dry_run:
+            one.run()

@@ -1,0 +1,92 @@
+"""The order suite itself is right: it finds an effect of order where there is one, and none where there is none."""
+
+import numpy as np
+import pytest
+
+from llmsrec_jax import config, evaluate, pipeline, statistics
+from llmsrec_jax.data import orders
+from llmsrec_jax.evaluate import Vectors
+from tests.factories import random_dataset
+from tests.systems import tiny
+
+SEEDS = range(20)
+PERMUTATIONS = 3
+
+
+def mean_pooling(histories, item: np.ndarray) -> np.ndarray:
+    """float32 [n, R]: sums of item vectors, whatever their order. Whole numbers, so that sums are exact."""
+    out = np.zeros((len(histories), item.shape[1]), np.float32)
+    np.add.at(out, histories.rows, item[histories.items])
+    return out
+
+
+@pytest.fixture
+def pooled():
+    """User vectors of a model that is blind to order, of original and permuted histories; items; candidates."""
+    dataset, cfg = random_dataset(), config.Config()
+    users, rng = np.arange(len(dataset)), np.random.default_rng(0)
+    item = rng.integers(-9, 10, (dataset.catalog.size, 4)).astype(np.float32)
+    each = [
+        mean_pooling(orders.test_histories(dataset, users, cfg, number), item)
+        for number in range(PERMUTATIONS + 1)
+    ]
+    others = rng.integers(1, dataset.catalog.size, (len(users), 20))
+    candidates = np.concatenate([dataset.targets("test", users)[:, None], others], axis=1)
+    return each, item, candidates
+
+
+def ndcg(user, item, candidates) -> np.ndarray:
+    counts = evaluate.sampled_ranking(Vectors(user, item), candidates)
+    return evaluate.values(counts, config.Evaluate())["ndcg@10"]
+
+
+def test_a_model_blind_to_order_does_not_change_at_all(pooled):
+    (first, *others), item, candidates = pooled
+    assert (evaluate.similarity(first, others) == 1.0).all()
+    before = ndcg(first, item, candidates)
+    for other in others:
+        told = statistics.paired(before, ndcg(other, item, candidates))
+        assert told.change == 0.0 and told.p == 1.0 and not told.detected
+
+
+def test_permuting_users_changes_nothing(pooled):
+    (first, second, *_), item, candidates = pooled
+    second = second + np.arange(len(second))[:, None] % 3  # a model that does change
+    before, after = ndcg(first, item, candidates), ndcg(second, item, candidates)
+    order = np.random.default_rng(1).permutation(len(first))
+    rows = [x[order] for x in (first, second, candidates)]
+    np.testing.assert_array_equal(ndcg(rows[0], item, rows[2]), before[order])
+    told, again = (
+        statistics.paired(a, b) for a, b in ((before, after), (before[order], after[order]))
+    )
+    assert told.detected == again.detected
+    np.testing.assert_allclose(told, again, rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("order", "least", "most"), [(1.0, 20, 20), (0.0, 0, 4)])
+def test_the_suite_finds_order_where_it_is(tmp_path, order, least, most):
+    """SASRec in two shops that differ in nothing but whether order matters; 5 % of 20 seeds may be false alarms: 5 or more
+    would happen once in 400 such tests."""
+    detected = 0
+    for seed in SEEDS:
+        changes = {
+            "seed": seed,
+            "data.shop.order": order,
+            "order.permutations": PERMUTATIONS,
+            "teacher.epochs": 40,
+            "teacher.validate_every": 10,
+        }
+        cfg = pipeline.settled(config.apply(tiny(), changes))
+        with pipeline.opened(cfg, tmp_path) as out, out.hushed():
+            run = pipeline.Run(cfg, tmp_path, out)
+            pipeline.perform(run, "teacher")
+        teacher = run.judgement.outcomes(with_llm=False).models["teacher"]
+        before, after = (
+            teacher.values("sampled", condition, cfg.evaluate)["ndcg@10"]
+            for condition in (evaluate.ORIGINAL, evaluate.SHUFFLED)
+        )
+        told = statistics.paired(before, after, seed)
+        assert told.change < 0 or not order
+        detected += told.detected
+    assert least <= detected <= most

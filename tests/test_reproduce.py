@@ -1,0 +1,116 @@
+"""Experiments end to end, in miniature: cells, seeds, differences, what cannot be done."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from llmsrec_jax import config, pipeline, reproduce, results, train
+from tests.systems import tiny
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """A work folder with an order_suite of two seeds."""
+    folder = tmp_path_factory.mktemp("suite")
+    reproduce.run(tiny(), folder, "order_suite", seeds=(0, 1))
+    return folder
+
+
+def load(folder, name):
+    return json.loads((folder / "experiments" / f"{name}.json").read_text())
+
+
+def test_an_experiment_and_its_numbers(suite):
+    told = load(suite, "order_suite")
+    assert told["schema"] == results.SCHEMA and told["seeds"] == [0, 1]
+    assert {c["status"] for c in told["cells"]} == {"done"}
+    cells = {(c["row"], c["column"]): c for c in told["cells"]}
+    records = results.read(suite / "results.json")
+    for row, model in (("SASRec", "teacher"), ("LLM-SRec", "llm_srec")):
+        for column, name in (
+            ("original", model),
+            ("shuffled training", f"{model}, shuffled training"),
+        ):
+            wanted = [
+                r["value"]
+                for r in records
+                if (r["model"], r["metric"], r["protocol"]) == (name, "ndcg@10", "sampled")
+                and (r["slice"], r["condition"]) == ("all", "original")
+            ]
+            cell = cells[row, column]
+            assert sorted({v["value"] for v in cell["values"]}) == sorted(set(wanted))
+            assert cell["mean"] == pytest.approx(np.mean([v["value"] for v in cell["values"]]))
+            assert cell["sd"] == pytest.approx(np.std([v["value"] for v in cell["values"]], ddof=1))
+    assert cells["popularity", "cosine of user vectors"]["mean"] == 1.0
+
+
+def test_popularity_never_changes(suite):
+    """It knows no order, so every difference is 0 and none is detected."""
+    told = load(suite, "order_suite")["differences"]
+    assert {(one["what"], one["seed"]) for one in told if one["row"] == "LLM-SRec"} == {
+        (f"{column} instead of original", seed)
+        for column in ("shuffled training", "shuffled histories")
+        for seed in (0, 1)
+    }
+    popular = [one for one in told if one["row"] == "popularity"]
+    assert len(popular) == 4
+    assert {one["difference"]["change"] for one in popular} == {0.0}
+    assert {one["words"] for one in popular} == {"no detectable change"}
+
+
+def test_what_is_finished_is_never_run_again(suite, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(suite, folder)
+    before = (folder / "experiments/order_suite.json").read_bytes()
+    monkeypatch.setattr(pipeline, "perform", lambda *args: pytest.fail("done again"))
+    reproduce.run(tiny(), folder, "order_suite", seeds=(0, 1))
+    assert (folder / "experiments/order_suite.json").read_bytes() == before
+    assert "0 of 8 runs to do" in capsys.readouterr().out
+    reproduce.run(tiny(), folder, "fig3", seeds=(0,), dry_run=True)  # other cells of the same runs
+    assert not (folder / "experiments/fig3.json").exists()
+
+
+def test_a_dry_run_names_every_run_and_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained"))
+    reproduce.run(tiny(), tmp_path, "table3", seeds=(3,), dry_run=True)
+    text = capsys.readouterr().out
+    assert "4 of 4 runs to do, at most 0:00:0" in text
+    assert "TALLRec, LLaRA, CoLLM, A-LLMRec" in text and "not part of this version" in text
+
+
+def test_what_cannot_be_done_leaves_the_rest(tmp_path, capsys):
+    """A backbone that is not there stops only the cells that need it."""
+    cfg = config.apply(tiny(), {"llm.path": str(tmp_path / "nowhere")})
+    reproduce.run(cfg, tmp_path, "fig3", seeds=(0,))
+    cells = {(c["row"], c["column"]): c for c in load(tmp_path, "fig3")["cells"]}
+    assert cells["SASRec", "transition"]["status"] == "done"
+    assert cells["LLaRA", "transition"]["status"] == "missing"
+    lost = cells["LLM-SRec", "transition"]
+    assert (lost["status"], lost["mean"]) == ("not run", None) and "nowhere" in lost["why"]
+    assert "nowhere" in capsys.readouterr().out
+
+
+def test_illegal_cells_say_so(tmp_path, capsys):
+    """full_ranking wants 50 places; there are fewer candidates."""
+    cfg = config.apply(tiny(), {"evaluate.negatives": 30})
+    reproduce.run(cfg, tmp_path, "full_ranking", seeds=(0,), dry_run=True)
+    assert "ask for more negatives" in capsys.readouterr().out
+
+
+def test_data_and_case_studies(suite):
+    reproduce.run(tiny(), suite, "table10", seeds=(0,))
+    cells = {c["row"]: c["mean"] for c in load(suite, "table10")["cells"]}
+    assert cells["users"] == tiny().data.shop.users and cells["interactions"] > cells["users"]
+    reproduce.run(tiny(), suite, "fig6", seeds=(0,))
+    cells = {(c["row"], c["column"]): c["mean"] for c in load(suite, "fig6")["cells"]}
+    assert 0 <= cells["SASRec", "alone right"] <= cells["SASRec", "HR@10"]
+
+
+def test_histograms_count_every_user(suite):
+    reproduce.run(tiny(), suite, "table5", seeds=(0,))
+    told = load(suite, "table5")
+    assert {one["row"] for one in told["histograms"]} == {"SASRec", "LLM-SRec"}
+    for one in told["histograms"]:
+        assert sum(one["counts"]) == 40 and len(one["edges"]) == len(one["counts"]) + 1
