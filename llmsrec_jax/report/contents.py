@@ -19,6 +19,7 @@ from llmsrec_jax.report.document import (
     Warned,
     words,
 )
+from llmsrec_jax.report.kinds import joined
 from llmsrec_jax.report.reading import Folder
 from llmsrec_jax.report.systems import collect, groups
 
@@ -82,7 +83,7 @@ def _training(folders: Sequence[Folder]) -> list[Figure]:
             for folder in folders:
                 for line in folder.log:
                     if line.get("stage") == stage and line.get(metric) is not None:
-                        key = f"{folder.name} {line.get('key', '')}".strip()
+                        key = joined((folder.name if len(folders) > 1 else "", line.get("key", "")))
                         at = line.get("epoch", line["step"])
                         lines.setdefault(key, []).append((at, line[metric]))
             if lines:

@@ -9,6 +9,7 @@ from llmsrec_jax.report.document import (
     Block,
     Cell,
     Figure,
+    Folded,
     Section,
     Table,
     Text,
@@ -19,13 +20,15 @@ from llmsrec_jax.report.kinds import Kind, joined, kind, parts, told
 from llmsrec_jax.report.systems import Estimate, spread_words
 
 Experiment = dict[str, Any]
+FEW = 12  # differences that are shown at once
+NO_CHANGE = "no detectable change"  # statistics.Difference.words
 
 
 def section(found: Experiment, where: str) -> Section:
     """`where` is the work folder, told where several have this experiment."""
     blocks: list[Block] = [table(found), *drawn(found, where)]
     if found["differences"]:
-        blocks.append(differences(found["differences"]))
+        blocks += compared(found["differences"])
     if found["choices"]:
         rows = [words(question, str(answer)) for question, answer in found["choices"].items()]
         blocks.append(Table("Choices", ["question", "what was used"], rows))
@@ -112,6 +115,18 @@ def apart(ours: float, paper: float) -> str:
     return number(ours - paper, "+") + share.replace("-", "−")
 
 
+def compared(changes: Sequence[dict[str, Any]]) -> list[Block]:
+    """The differences; of many, those that are more than chance in a sentence, and all of them on demand."""
+    table = differences(changes)
+    if len(changes) <= FEW:
+        return [table]
+    detected = [row for row in table.rows if row[1].text != NO_CHANGE]
+    each = [joined((row[0].text, *(cell.text for cell in row[2:-4]))) for row in detected]
+    listed = "; ".join(f"{what}: {row[1].text}" for what, row in zip(each, detected, strict=True))
+    text = f"{len(detected)} of {len(changes)} differences are detectable"
+    return [Text(f"{text}: {listed}." if listed else f"{text}."), Folded("Differences", [table])]
+
+
 def differences(changes: Sequence[dict[str, Any]]) -> Table:
     """Each in words, with the numbers behind them; what all of them compare is said once, above."""
     same = len({one["what"] for one in changes}) == 1
@@ -167,7 +182,7 @@ def drawn(found: Experiment, where: str) -> list[Figure]:
 def _present(found: Experiment, label: str, rows: set[str]) -> tuple[list[str], str]:
     """The rows that can be drawn, in order, and a caption that names the others."""
     absent = [row for row in found["rows"] if row not in rows]
-    without = f"; without {joined(absent)}, which have no value" if absent else ""
+    without = f"; no value of {joined(absent)}" if absent else ""
     caption = f"{found['source']}, {found['dataset']}: {label}, {spread_words(found['seeds'])}"
     return [row for row in found["rows"] if row in rows], caption + without
 

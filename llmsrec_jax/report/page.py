@@ -20,6 +20,7 @@ from llmsrec_jax.report.document import (
 )
 from llmsrec_jax.report.kinds import joined
 
+EXTREMES = ("popularity", "bayes bound")  # of whom nobody asks which users they are right for
 # the page may run and style itself, and fetch nothing
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -167,6 +168,7 @@ def _cases(cases: Cases, name: str) -> str:
     """The frame; page.js fills it."""
     content = cases.content
     models = content["models"]
+    compared = [model for model in models if model not in EXTREMES] or models  # at first
     if not content["cases"]:
         return "<p>cases.json holds no users.</p>"
 
@@ -190,8 +192,8 @@ def _cases(cases: Cases, name: str) -> str:
 <p>A system is right where the item bought next is among the first 10 of its candidates, where its rank is
 counted too. The lists are of the whole catalogue, without what the user had.</p>
 <form class="controls">
-{choice("a", 0)}
-{choice("b", len(models) - 1)}
+{choice("a", models.index(compared[0]))}
+{choice("b", models.index(compared[-1]))}
 <label>show <select data-part="filter">{options}</select></label>
 <span class="steps"><button type="button" data-part="previous">Previous</button>
 <output data-part="place"></output>

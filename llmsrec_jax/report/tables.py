@@ -123,12 +123,10 @@ def orders(group: Group, name: str) -> list[Block]:
     cosines = pick(group.records, metric="cosine", **ALL)
     if cosines:
         blocks.append(quantities(group, cosines, "User vectors of both orders"))
-    if changes := _changes(group):
-        blocks.append(changes)
-    return blocks
+    return [*blocks, *_changes(group)]
 
 
-def _changes(group: Group) -> Table | None:
+def _changes(group: Group) -> list[Block]:
     changed = [row for row in pick(group.records, **ALL) if "change" in row]
     changed = [row for row in changed if row["metric"] in MAIN]
     listed = []
@@ -141,7 +139,7 @@ def _changes(group: Group) -> Table | None:
                 {**row, "row": name, "words": words, "what": f"{row['condition']} against original"}
                 | {"difference": row["change"]}
             )
-    return experiments.differences(listed) if listed else None
+    return experiments.compared(listed) if listed else []
 
 
 def _slices(group: Group, records: Sequence[Record], name: str) -> list[Block]:

@@ -121,10 +121,11 @@ def histogram() -> dict[str, Any]:
 
 
 def cases() -> dict[str, Any]:
-    """Five users: right are both, only the teacher, only llm_srec (twice), neither."""
-    models = ["teacher", "llm_srec"]
+    """Popularity never is right. Five users: right are both, only the teacher, only llm_srec (twice), neither."""
+    models = ["popularity", "teacher", "llm_srec"]
     found = []
-    for number, ranks in enumerate(((1, 2), (3, 40), (50, 10), (11, 1), (99, 98))):
+    both = ((1, 2), (3, 40), (50, 10), (11, 1), (99, 98))
+    for number, ranks in enumerate((50, *two) for two in both):
         target = EVIL if number == 0 else f"Item {number} bought next"
         top = {}
         for model, rank in zip(models, ranks, strict=True):

@@ -37,8 +37,8 @@ addEventListener("load", () => {
   part("next").click();
   said.next = shown();
   for (const kind of ["a", "b", "both", "neither"]) said[kind] = choose("filter", kind);
-  choose("a", 1);
-  choose("b", 0);
+  choose("a", 2);
+  choose("b", 1);
   said.turned = choose("filter", "a");
   part("next").click();
   said.last = [...shown(), part("next").disabled];

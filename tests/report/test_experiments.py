@@ -1,7 +1,10 @@
 """An experiment's table: the published value beside ours, and every cell that has none with its reason."""
 
+import numpy as np
+
+from llmsrec_jax import statistics
 from llmsrec_jax.report import experiments
-from llmsrec_jax.report.document import Table, Text
+from llmsrec_jax.report.document import Folded, Table, Text
 from tests.report import conftest as made
 
 
@@ -73,6 +76,20 @@ def test_differences_in_words():
     assert "what" in experiments.differences([*changes, other]).columns
 
 
+def test_of_many_differences_the_detectable_ones_are_told():
+    (one,) = made.experiment()["differences"]
+    assert len(experiments.compared([one] * experiments.FEW)) == 1
+    nothing = {**one, "words": statistics.paired(np.ones(3), np.ones(3)).words()}
+    text, folded = experiments.compared([one] + [nothing] * experiments.FEW)
+    assert text == Text(
+        "1 of 13 differences are detectable:"
+        " LLM-SRec, ndcg@10, sampled, seed 0: drops by 6.1% ± 0.8%."
+    )
+    assert isinstance(folded, Folded) and len(folded.blocks[0].rows) == 13
+    text, _ = experiments.compared([nothing] * 13)
+    assert text == Text("0 of 13 differences are detectable.")
+
+
 def test_choices_and_figures():
     blocks = experiments.section(made.experiment(), "").blocks
     choices = blocks[-1]
@@ -86,3 +103,19 @@ def test_nothing_was_run():
     one = made.experiment("figure1", figure="scatter", rows=["r"], columns=["c", "d"], cells=cells)
     section = experiments.section({**one, "differences": []}, "")
     assert [type(block).__name__ for block in section.blocks] == ["Text", "Table", "Table"]
+
+
+def test_counts_have_no_decimals_and_lost_seeds_their_reason():
+    cells = [made.cell("users", "number", 3947.0, published=10321, se=None, why="no seed 1")]
+    one = made.experiment(rows=["users"], columns=["number"], cells=cells)
+    table = experiments.table(one)
+    assert texts(table) == [["users", "10,321", "3,947", "−6,374 (−61.8 %)"]]
+    assert list(table.notes()) == ["no seed 1"]
+
+
+def test_figures_leave_out_rows_without_any_value_and_say_so():
+    cells = [made.cell("a", "c", 0.4), made.cell("b", "c", None)]
+    one = made.experiment(rows=["a", "b"], columns=["c"], cells=cells)
+    (figure,) = experiments.drawn(one, "")
+    assert [key.name for key in figure.keys] == ["a"]
+    assert figure.caption.endswith("; no value of b")
