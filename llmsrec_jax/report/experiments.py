@@ -16,7 +16,7 @@ from llmsrec_jax.report.document import (
     number,
     words,
 )
-from llmsrec_jax.report.kinds import Kind, joined, kind, parts, told
+from llmsrec_jax.report.kinds import RANKINGS, Kind, joined, kind, parts, usual
 from llmsrec_jax.report.systems import Estimate, spread_words
 
 Experiment = dict[str, Any]
@@ -50,7 +50,7 @@ def estimated(cell: dict[str, Any]) -> Estimate | None:
 def table(found: Experiment) -> Table:
     """Rows by columns; under each column the published value, ours and the difference.
 
-    A column is repeated for each thing that it measures; what all columns share is said once, above.
+    A column is repeated for each thing that it measures; what most columns share is said once, above.
     """
     measured: dict[str, list[Kind]] = {column: [] for column in found["columns"]}
     cells = {}
@@ -58,14 +58,14 @@ def table(found: Experiment) -> Table:
         if kind(cell) not in measured[cell["column"]]:
             measured[cell["column"]].append(kind(cell))
         cells[cell["row"], cell["column"], kind(cell)] = cell
-    distinct = list(dict.fromkeys(of for each in measured.values() for of in each))
-    apart, common = told(distinct) if distinct else ([], "")
-    known: dict[Kind | None, list[str]] = dict(zip(distinct, apart, strict=True))
+    kinds = [of for each in measured.values() for of in each]
+    common = usual(kinds)
     places = [(column, of) for column, each in measured.items() for of in each or [None]]
     published = any(cell["published"] is not None for cell in found["cells"])
     columns, spans = [""], []
     for column, of in places:
-        unsaid = [part for part in known.get(of, ()) if part and not _says(column, part)]
+        own = [part for part in parts(of) if part and part not in common] if of else []
+        unsaid = [part for part in own if not _says(column, part)]
         name = f"{column} ({joined(unsaid)})" if unsaid else column
         spans.append((name, 3 if published else 1))
         columns += ["published", "ours", "difference"] if published else [name]
@@ -78,7 +78,8 @@ def table(found: Experiment) -> Table:
         ]
         for row in found["rows"]
     ]
-    caption = joined((f"{found['title']}: {common}", spread_words(found["seeds"])))
+    unless = " unless a column says otherwise" if len(set(kinds)) > 1 else ""
+    caption = f"{found['title']}: {joined(common)}{unless}; {spread_words(found['seeds'])}"
     return Table(caption, columns, rows, spans if published else [])
 
 
@@ -188,13 +189,14 @@ def _present(found: Experiment, label: str, rows: set[str]) -> tuple[list[str], 
 
 
 def _panels(found: Experiment) -> list[list[dict[str, Any]]]:
-    """All cells where each place has one; else those of a metric, protocol and slice together, for each."""
+    """Cells that share axes: rankings, or other things of one protocol; where a place has several cells, those of one
+    metric, protocol and slice."""
     cells = found["cells"]
-    if len({(cell["row"], cell["column"]) for cell in cells}) == len(cells):
-        return [cells] if cells else []
+    single = len({(cell["row"], cell["column"]) for cell in cells}) == len(cells)
     panels: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for cell in cells:
-        panels.setdefault(kind(cell)[:3], []).append(cell)
+        protocol = "" if cell["protocol"] in RANKINGS else cell["protocol"]
+        panels.setdefault((protocol,) if single else kind(cell)[:3], []).append(cell)
     return list(panels.values())
 
 

@@ -62,6 +62,21 @@ def test_a_column_of_two_metrics_is_two_columns():
     assert len(experiments.drawn(one, "")) == 2
 
 
+def test_what_most_columns_share_is_said_once_and_other_things_have_axes_of_their_own():
+    cosine = {"metric": "cosine", "protocol": "user vectors", "condition": "shuffled"}
+    kinds = {"original": {}, "warm": {"slice": "warm"}, "cosine of user vectors": cosine}
+    cells = [made.cell("r", column, 0.4, **kind) for column, kind in kinds.items()]
+    one = made.experiment(rows=["r"], columns=[*kinds], cells=cells)
+    table = experiments.table(one)
+    assert table.columns == ["", "original", "warm", "cosine of user vectors (shuffled histories)"]
+    common = "ndcg@10, sampled ranking, all users, original histories"
+    assert f": {common} unless a column says otherwise;" in table.caption
+    assert [figure.caption.split(": ")[1] for figure in experiments.drawn(one, "")] == [
+        f"{label}, ± standard error over users, seed 0"
+        for label in ("ndcg@10, sampled ranking", "cosine, user vectors")
+    ]
+
+
 def test_differences_in_words():
     changes = made.experiment()["differences"]
     table = experiments.differences(changes)
