@@ -186,14 +186,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Minutes per training epoch and per inference of all items and test users, on this machine",
         "Table 9",
         (*LLM4REC, LLM_SREC),
-        (Column("train, min/epoch", "train"), Column("inference, min", "inference")),
+        (Column("train, min/epoch", "train", ""), Column("inference, min", "inference", "")),
         kind=SPEED,
     ),
     "table10": Experiment(
         "The data after preprocessing",
         "Table 10",
         tuple(Row(name, "data") for name in ("users", "items", "interactions")),
-        (Column("number", "number"),),
+        (Column("number", "number", ""),),
         kind=CARD,
     ),
     "table11": Experiment(

@@ -3,6 +3,7 @@
   python -m llmsrec_jax.main --config=configs/shop.py
   python -m llmsrec_jax.main --config=configs/files.py:smoke --config.train.lr=3e-4 --workdir=runs/mine
   python -m llmsrec_jax.main --config=configs/shop.py --mode=reproduce --experiment=order_suite --seeds=0,1,2
+  python -m llmsrec_jax.main --config=configs/shop.py --mode=report
 
 Running a command again skips what is finished and resumes what was interrupted.
 """
@@ -15,7 +16,7 @@ from absl import app, flags
 
 from llmsrec_jax import command, config, experiments
 
-MODES = ("run", "prepare", "teacher", "train", "evaluate", "reproduce")
+MODES = ("run", "prepare", "teacher", "train", "evaluate", "reproduce", "report")
 flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything goes; default runs/FILE[-WORD]")
 _MODE = flags.DEFINE_enum("mode", "run", MODES, "which stage, after those it needs; run = all")
@@ -25,11 +26,14 @@ _EXPERIMENT = flags.DEFINE_string(
 )
 _SEEDS = flags.DEFINE_list("seeds", None, "of --mode=reproduce: N,N,..; default config.seed")
 _DRY = flags.DEFINE_bool("dry-run", False, "of --mode=reproduce: only say what would run")
+_FOLDERS = flags.DEFINE_list("folders", None, "of --mode=report: DIR,..; default --workdir")
 parse = partial(command.parse, doc=str(__doc__))
 
 
 def _check() -> None:
     """Raises ValueError: flags that do not go together."""
+    if _FOLDERS.present and _MODE.value != "report":
+        raise ValueError("--folders needs --mode=report")
     given = _EXPERIMENT.present or _SEEDS.present or _DRY.present
     if given and _MODE.value != "reproduce":
         raise ValueError("--experiment, --seeds and --dry-run need --mode=reproduce")
@@ -43,17 +47,27 @@ def _check() -> None:
                 raise ValueError(f"--seeds: {word!r} is no seed, give numbers as --seeds=0,1,2")
 
 
-def _do(cfg: config.Config, workdir: Path) -> None:
-    """What --mode says. Its imports are slow: --help and mistakes answer at once."""
-    if _MODE.value == "reproduce":
-        from llmsrec_jax import reproduce
+# Imports of what a mode needs are slow: --help and mistakes answer at once.
+def _run(cfg: config.Config, workdir: Path) -> None:
+    from llmsrec_jax import pipeline
 
-        seeds = [int(word) for word in _SEEDS.value or [cfg.seed]]
-        reproduce.run(cfg, workdir, _EXPERIMENT.value, seeds, _DRY.value, _JOIN.value)
-    else:
-        from llmsrec_jax import pipeline
+    print(config.render(cfg), flush=True)
+    pipeline.run(cfg, workdir, _MODE.value, _JOIN.value)
 
-        pipeline.run(cfg, workdir, _MODE.value, _JOIN.value)
+
+def _reproduce(cfg: config.Config, workdir: Path) -> None:
+    from llmsrec_jax import reproduce
+
+    print(config.render(cfg), flush=True)
+    seeds = [int(word) for word in _SEEDS.value or [cfg.seed]]
+    reproduce.run(cfg, workdir, _EXPERIMENT.value, seeds, _DRY.value, _JOIN.value)
+
+
+def _report(cfg: config.Config, workdir: Path) -> None:
+    from llmsrec_jax import report
+
+    folders = [Path(folder) for folder in _FOLDERS.value or [workdir]]
+    print(*report.write(folders, workdir / "report"), sep="\n")
 
 
 def main(argv: list[str]) -> None:
@@ -62,10 +76,10 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         command.fail(f"error: {error}")
     workdir = Path(_WORKDIR.value or f"runs/{command.folder_name()}")
-    print(config.render(command.CONFIG.value), flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # training takes it over, to save
+    do = {"reproduce": _reproduce, "report": _report}.get(_MODE.value, _run)
     try:
-        _do(command.CONFIG.value, workdir)
+        do(command.CONFIG.value, workdir)
     except KeyboardInterrupt as error:
         command.fail(
             f"interrupted: {str(error) or 'by a signal'}\nthe same command goes on from there", 130

@@ -110,7 +110,7 @@ def test_help_is_quick_and_complete(tmp_path):
     for word in (
         "--workdir",
         "--mode",
-        "<run|prepare|teacher|train|evaluate|reproduce",
+        "<run|prepare|teacher|train|evaluate|reproduce|report>",
         "save_every_s=120",
     ):
         assert word in result.stdout
