@@ -35,7 +35,8 @@ class Difference(NamedTuple):
         if not self.detected:
             return "no detectable change"
         way = "drops" if self.change < 0 else "rises"
-        if not np.isfinite(self.relative):
+        # a quotient is worth saying where it is known to within a half of itself
+        if not np.isfinite(self.relative) or 2 * self.relative_se > abs(self.relative):
             return f"{way} by {abs(self.change):.4f}"
         return f"{way} by {abs(self.relative):.1%} ± {self.relative_se:.1%}"
 

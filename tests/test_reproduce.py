@@ -1,6 +1,7 @@
 """Experiments end to end, in miniature: cells, seeds, differences, what cannot be done."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -114,3 +115,32 @@ def test_histograms_count_every_user(suite):
     assert {one["row"] for one in told["histograms"]} == {"SASRec", "LLM-SRec"}
     for one in told["histograms"]:
         assert sum(one["counts"]) == 40 and len(one["edges"]) == len(one["counts"]) + 1
+
+
+def write_interactions(path, users, items, time):
+    rng = np.random.default_rng(0)
+    rows = [
+        f"u{user}\ti{item}\t{time(place)}"
+        for user in range(users)
+        for place, item in enumerate(rng.choice(items, 8, replace=False))
+    ]
+    path.write_text("\n".join(["user\titem\ttimestamp", *rows]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("items", "time", "why"),
+    [
+        (30, lambda place: place, "leaves only .* items to draw from, 25 negatives are asked for"),
+        (90, lambda place: 7, "all timestamps of every user are equal"),
+    ],
+)
+def test_data_that_cannot_answer(tmp_path, items, time, why):
+    """Too small a catalogue; no order in the data."""
+    write_interactions(tmp_path / "data.tsv", 60, items, time)
+    changes = {"data.source": "files", "data.files.interactions": str(tmp_path / "data.tsv")}
+    cfg = config.apply(tiny(), {**changes, "evaluate.negatives": 25})
+    reproduce.run(cfg, tmp_path / "run", "fig1", seeds=(0,))
+    cells = {(c["row"], c["column"]): c for c in load(tmp_path / "run", "fig1")["cells"]}
+    lost = cells["SASRec", "original"]
+    assert lost["status"] == "not run" and re.search(why, lost["why"])
+    assert cells["LLM-SRec", "original"]["status"] == "not run"

@@ -67,8 +67,21 @@ class Prepared:
         )
 
     def require_order(self) -> None:
-        """Says how many test histories another order changes; stops before the long work where it changes none."""
-        numbers = range(1, self._work.cfg.order.permutations + 1)
+        """Says what there is of order in the data; stops before the long work where there is none to change."""
+        cfg = self._work.cfg
+        numbers = range(1, cfg.order.permutations + 1)
+        if not numbers and cfg.order.train == "original":
+            return
+        tied = self._work.stage("data", DATA).info["card"]["tied_pairs"]
+        if tied == 1.0 and cfg.data.ties != "file":
+            raise ValueError(
+                f"all timestamps of every user are equal: its order is data.ties={cfg.data.ties}, which means nothing; "
+                "data.ties=file takes the order of the file"
+            )
+        if tied:
+            self._work.writer.say(
+                f"{tied:.1%} of neighbouring interactions have equal timestamps: their order is data.ties={cfg.data.ties}"
+            )
         if not numbers:
             return
         original = self.test_histories(0)
