@@ -396,6 +396,32 @@ def test_training_sequences_in_another_order(copy, finished):
     assert len({row["config_hash"] for row in rows if row["model"] == "popularity"}) == 1
 
 
+# what prompts tell -------------------------------------------------------------------------------------------
+
+
+def test_what_the_teacher_makes_of_a_history_is_told(copy):
+    """Of the very history that is shown, in training, validation and every order of the test; in whatever batches."""
+    cfg = {"prompts.user_repr": True, "order.permutations": 1}
+    pipeline.run(tiny(cfg), copy)
+    for stage, count in (("data", 1), ("teacher", 1), ("tokens", 1), ("checkpoints", 2)):
+        assert len(list((copy / stage).iterdir())) == count, stage
+    run = pipeline.Run(tiny(cfg), copy, Writer(copy))
+    told = []
+    for number in (0, 1):
+        histories = run.data.test_histories(number)
+        prompts = run.llm._user_prompts(histories).take(np.arange(len(histories)))
+        np.testing.assert_array_equal(prompts.cf_user_repr, run.teacher.users(histories))
+        told.append(prompts.cf_user_repr)
+    assert np.abs(told[0] - told[1]).max(axis=1).min() > 0
+    before = values(results(copy))
+    for stage in ("vectors", "permuted"):
+        shutil.rmtree(copy / stage)
+    pipeline.run(tiny({**cfg, "evaluate.batch": 8}), copy, "evaluate")
+    after = values(results(copy))
+    for row, value in before.items():
+        assert after[row] == pytest.approx(value, rel=1e-5), row
+
+
 # errors ------------------------------------------------------------------------------------------------------
 
 
