@@ -8,7 +8,7 @@ Dimension legend, used in names (`x_BTD`), annotations and einsum strings alike:
 
 from typing import Any, NamedTuple
 
-TOKEN, HISTORY, USER_OUT, ITEM_OUT = 0, 1, 2, 3  # what fills a live position
+TOKEN, HISTORY, USER_REPR, USER_OUT, ITEM_OUT = range(5)  # what fills a live position
 
 Array = Any  # numpy on the host, jax.Array on the device
 
@@ -41,11 +41,13 @@ class PromptBatch(NamedTuple):
     stored: tuple[Grid, ...]  # prefixes whose keys and values are at hand: where, on their axis
     kv: Any  # those keys and values (llama.kv.KV), where they came along; None = the model's own store
     ids: Array  # int32 [A of live]; 0 at slots and pads
-    kind: Array  # int8 [A of live] TOKEN | HISTORY | USER_OUT | ITEM_OUT; an Out slot is the last token of its prompt
+    kind: Array  # int8 [A of live] of each token; an Out slot is the last one of its prompt
     live: Flat
-    slot: Array  # int32 [A of live] number of the history slot, or how many there are at most
-    slot_at: Array  # int32 [slots] token of the slot, or the length of the axis
-    slot_item: Array  # int32 [slots] its item id, or 0
+    slot: Array  # int32 [A of live] number of the projected slot, or how many there are at most
+    slot_at: Array  # int32 [slots] token of the slot, or the length of the axis; history slots come first
+    slot_item: Array  # int32 [history slots] its item id, or 0
+    # float32 [users, E] of the other slots, one in every user's prompt: the teacher's user representation. None: no such slots
+    cf_user_repr: Array | None
 
 
 class LLMBatch(NamedTuple):

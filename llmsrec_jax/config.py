@@ -107,6 +107,8 @@ class LLM:
 class Prompts:
     # the authors' code | Table 2 (b) as printed (D18)
     wording: Literal["reference", "paper"] = "reference"
+    # user prompts open with the teacher's user vector, which f_U, one more projector, makes a token of: Table 2 (c), E19
+    user_repr: bool = False
     history_len: int = 10  # items in a user prompt (D17)
     # 1..10 | position in the whole history (D17)
     numbering: Literal["window", "absolute"] = "window"

@@ -190,7 +190,7 @@ class LLMBatches:
 
     def user_prompts(self, rows: np.ndarray) -> Prompts:
         """Of samples [n]."""
-        return self.builder.users(self.samples.take(rows))
+        return self.builder.users(self.samples.take(rows), self.cf_user_repr[rows])
 
     def _shard(
         self,

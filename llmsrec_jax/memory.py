@@ -27,7 +27,7 @@ from llmsrec_jax.prompts.prompts import PromptBuilder
 
 GIB = 1 << 30
 FP32 = 4  # bytes of everything that trains
-PROJECTED = 6  # [slots, D] of the item projector that its backward pass needs
+PROJECTED = 6  # [slots, D] of the projectors that their backward pass needs
 # at most so many are simulated: a longer run may meet a shape that none of them takes
 PASSES = 4000
 
@@ -123,7 +123,7 @@ class Job:
             teacher=(len(self.items[0]) + 1) * self.cfg.teacher.d * FP32,
             trained=3 * self._gradients,
             store=self.prefixes + self._stored(block) if store == "hbm" else 0,
-            batch=parts * (brought + _numbers(step, kept)),
+            batch=parts * (brought + _numbers(step, kept) + self._told(step)),
             step=self._step(step, kept),
             filling=llm.forward(filled) + self._stored(block) if kept else 0,
             encoding=max(
@@ -162,9 +162,10 @@ class Job:
     def _gradients(self) -> int:
         """Bytes of everything that trains."""
         widths, head = (self.cfg.teacher.d, self.llama.d), self.cfg.head
-        options = (*widths, *astuple(head))
+        told = self.cfg.prompts.user_repr
+        options = (*widths, *astuple(head), told)
         if options not in self._planned:
-            new = lambda: llm4rec.LLMSRec(*widths, head, (0.0, 1.0), nnx.Rngs(params=0))
+            new = lambda: llm4rec.LLMSRec(*widths, head, (0.0, 1.0), nnx.Rngs(params=0), told)
             params = jax.tree.leaves(nnx.state(nnx.eval_shape(new)))
             self._planned[options] = FP32 * sum(math.prod(x.shape) for x in params)
         return self._planned[options]
@@ -195,9 +196,14 @@ class Job:
             step.user_tokens.live + step.item_tokens.live,
         )
         users, items = (sum(grid.rows for grid in kind) for kind in (step.users, step.items))
-        slots = users * self.cfg.prompts.history_len + items
+        slots = users * (self.cfg.prompts.history_len + self.cfg.prompts.user_repr) + items
         projected = PROJECTED * slots * self.llama.d * FP32
         return self._gradients + projected + self._llm.training(one, self.cfg.llm.remat)
+
+    def _told(self, step: plan.StepShape) -> int:
+        """Bytes of the teacher's user vectors in a part's prompts."""
+        users = sum(grid.rows for grid in step.users) * self.cfg.prompts.user_repr
+        return users * self.cfg.teacher.d * FP32
 
     def _blocks(self, lengths: plan.Lengths, kept: bool) -> set[layout.Shape]:
         """Of prompts to encode, in validations."""

@@ -42,3 +42,19 @@ def oracle() -> Path:
     if not (folder / "heads.npz").is_file():
         pytest.skip(f"no oracle arrays at {folder}: set LLMSREC_ORACLE")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The work folder of a run of `tiny()`, left as it is by every test: copy it to change it."""
+    from llmsrec_jax import pipeline
+    from tests.systems import tiny
+
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    pipeline.run(tiny(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))

@@ -111,7 +111,8 @@ def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
     llama = weights.random(llama_config.size("tiny"), 0, jnp.float32, tokenizer.vocab_size)
     width = llama.cfg.d
     llama, llama_state = nnx.split(llama)
-    model = llm4rec.LLMSRec(cfg.teacher.d, width, cfg.head, (0.0, 0.2), nnx.Rngs(params=0))
+    sizes, rngs = (cfg.teacher.d, width, cfg.head, (0.0, 0.2)), nnx.Rngs(params=0)
+    model = llm4rec.LLMSRec(*sizes, rngs, cfg.prompts.user_repr)
     model, params = nnx.split(model)
     rng = np.random.default_rng(cfg.seed)
     draw = lambda rows: rng.normal(size=(rows, cfg.teacher.d)).astype(np.float32)

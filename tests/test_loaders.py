@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import config, loaders, parallel
-from llmsrec_jax.batch import ITEM_OUT, USER_OUT
+from llmsrec_jax.batch import ITEM_OUT, USER_OUT, USER_REPR
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama.kv import KV
@@ -159,6 +159,28 @@ def test_what_is_in_a_batch(made, devices, parts, exclude, targets):
     users = data.eligible("train")
     samples = len(users) if targets == "last" else np.sum(data.train.lengths[users] - 1)
     assert len(set(seen)) == len(seen) == samples // 6 * 6
+
+
+@pytest.mark.parametrize("devices, parts", [(1, 1), (2, 1), (1, 3)])
+def test_every_users_slot_has_the_vector_of_its_own_input(devices, parts):
+    """In the order of the users, which is that of the vectors to be matched."""
+    told = system({**SETTINGS, "prompts.user_repr": True}, users=26, items=60)
+    batches = told.batches(devices, {"train.parts": parts})
+    for step in range(batches.order.steps_per_epoch):
+        batch = batches(step)
+        for device in range(devices):
+            found = []
+            for part in range(parts):
+                one = jax.tree.map(itemgetter((device, part)), batch.prompts)
+                for grid in one.live.grids:
+                    for row in range(len(grid.length)):
+                        live = grid.at[row, : grid.length[row]]
+                        (tokens,) = np.nonzero(one.kind[live] == USER_REPR)
+                        assert len(tokens) == (one.kind[live[-1]] == USER_OUT)
+                        numbers = one.slot[live[tokens]]
+                        np.testing.assert_array_equal(one.slot_at[numbers], live[tokens])
+                        found += [*one.cf_user_repr[numbers - len(one.slot_item)]]
+            np.testing.assert_array_equal(found, batch.cf_user_repr[device])
 
 
 def choices(batch, devices: int = 1) -> dict[bytes, list[int]]:

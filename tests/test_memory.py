@@ -81,7 +81,8 @@ class Case:
         """Bytes, by XLA's account, of the step that holds any batch."""
         llama, frozen = abstract_llama(self.cfg.llm, self.mesh.weights)
         new = lambda: llm4rec.LLMSRec(
-            self.cfg.teacher.d, BACKBONE.d, self.cfg.head, (0.0, 1.0), nnx.Rngs(params=0)
+            *(self.cfg.teacher.d, BACKBONE.d, self.cfg.head, (0.0, 1.0), nnx.Rngs(params=0)),
+            self.cfg.prompts.user_repr,
         )
         model, params = nnx.split(nnx.eval_shape(new))
         state = jax.eval_shape(lambda params: train.init_state(params, 1e-4, 0.98), params)
@@ -104,6 +105,7 @@ class Case:
     "changes",
     [
         {**SHORT, "llm.quant": "w8"},
+        {**SHORT, "prompts.user_repr": True, "train.targets": "all", "train.parts": 2},
         {**SHORT, "llm.remat": "inputs", "train.parts": 2, "llm.item_store": "hbm"},
         pytest.param({**SHORT, "llm.remat": "none"}, marks=pytest.mark.slow),
         pytest.param(
@@ -157,6 +159,17 @@ def test_what_parts_stores_and_precision_save(case, monkeypatch):
         case.job.changed({"llm.dtype": d}).needs(1, "recompute") for d in ("bf16", "fp32")
     )
     assert 0.5 < half.step / whole.step < 0.75  # what trains stays in float32
+
+
+def test_what_prompts_tell_is_counted(case):
+    """A projector with its gradient and moments, its activations at every user, and the vectors."""
+    plain, cfg = case.job.needs(1, "recompute"), case.cfg
+    told = case.job.changed({"prompts.user_repr": True}).needs(1, "recompute")
+    width, narrow, users = BACKBONE.d, cfg.teacher.d, cfg.train.batch
+    projector = 4 * (narrow * width + width + 2 * width + width * width + width)
+    assert told.trained - plain.trained == 3 * projector
+    assert told.batch - plain.batch == 4 * users * narrow
+    assert told.step - plain.step == projector + 4 * memory.PROJECTED * users * width
 
 
 def test_more_devices_hold_less_each(case):

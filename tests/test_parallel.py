@@ -56,8 +56,10 @@ def mesh_of(**axes: Any) -> parallel.DeviceMesh:
 
 
 @pytest.fixture(scope="module")
-def made() -> System:
-    return system({"train.batch": 8, "train.lr": 1e-4}, users=24, items=40)
+def made(request) -> System:
+    """With the teacher's user representation in prompts where a test asks for it."""
+    told = {"prompts.user_repr": getattr(request, "param", False)}
+    return system({"train.batch": 8, "train.lr": 1e-4, **told}, users=24, items=40)
 
 
 def backbone(made: System, mesh: parallel.DeviceMesh) -> tuple[nnx.GraphDef, llm4rec.Frozen]:
@@ -124,7 +126,8 @@ def test_uniformity_pairs_users_of_different_devices(made, many):
     assert abs(np.mean(halves) - value) > 1e-3
 
 
-def test_gradients(one, many):
+@pytest.mark.parametrize("made", [False, True], ids=["", "told"], indirect=True)
+def test_gradients(made, one, many):
     for name, alone in one.first_moment.items():
         if name != ZERO_GRADIENT:
             assert relative_error(many.first_moment[name], alone) < GRADIENT_LIMIT, name
@@ -159,7 +162,9 @@ def encoded(made: System, mesh: parallel.DeviceMesh, kind: str) -> np.ndarray:
     encode = llm4rec.encoder(kind, made.model, llama)
     users = made.dataset.eligible("train")
     prompts = {
-        "users": lambda: made.builder.users(made.dataset.inputs("train", users)),
+        "users": lambda: made.builder.users(
+            made.dataset.inputs("train", users), made.cf_users[: len(users)]
+        ),
         "items": lambda: made.builder.items(np.arange(1, 11)),
     }[kind]()
     batches = loaders.encoding_batches(prompts, 4, mesh.parts, 1)
@@ -167,7 +172,9 @@ def encoded(made: System, mesh: parallel.DeviceMesh, kind: str) -> np.ndarray:
     return evaluate.encode(batches, wrapped, frozen, params, mesh, len(prompts))
 
 
-@pytest.mark.parametrize("kind", ["users", "items"])
+@pytest.mark.parametrize(
+    "made, kind", [(False, "users"), (False, "items"), (True, "users")], indirect=["made"]
+)
 def test_encoding(made, kind):
     """Rows come back in their places, from one device as from several."""
     alone = encoded(made, mesh_of(**MESHES["one"]), kind)

@@ -21,7 +21,7 @@ from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer, read_log
 from tests.factories import random_dataset
-from tests.systems import named, tiny
+from tests.systems import tiny
 
 PACKAGE = Path(pipeline.__file__).parent
 FIELDS = {
@@ -39,19 +39,6 @@ def values(rows: list[dict]) -> dict[tuple, tuple]:
     """Everything of the records but the commit."""
     keys = sorted(FIELDS - {"git", "value", "se", "users"})
     return {tuple(r[k] for k in keys): (r["value"], r["se"], r["users"]) for r in rows}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """Left as it is by every test: copy it to change it."""
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    pipeline.run(tiny(), workdir)
-    return workdir
-
-
-@pytest.fixture
-def copy(finished, tmp_path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
 @pytest.fixture
@@ -301,51 +288,6 @@ def test_how_vectors_are_computed_is_in_no_artefact(copy, finished, changes):
     pipeline.run(tiny(changes), copy, "evaluate")
     of = lambda folder: [row["value"] for row in records(folder)]
     assert of(copy) == pytest.approx(of(finished), rel=1e-6)
-
-
-# targets -----------------------------------------------------------------------------------------------------
-
-
-def test_every_position_is_a_target(copy, finished):
-    """Of at most so many users; on the same data, teacher and tokens, with steps in proportion to their samples."""
-    pipeline.run(tiny({"train.targets": "all", "train.max_users": 50}), copy, "train")
-    run = pipeline.Run(tiny({"train.max_users": 50}), copy, Writer(copy))
-    users = run.llm._samples.users
-    samples = np.sum(run.data.dataset.train.lengths[users] - 1)
-    assert len(users) == 50 < samples
-    steps = {line["step"] for line in read_log(copy / "metrics.jsonl") if line["stage"] == "train"}
-    assert max(steps) == samples // 8
-    for stage, count in (("data", 1), ("teacher", 1), ("tokens", 1), ("checkpoints", 2)):
-        assert len(list((copy / stage).iterdir())) == count, stage
-
-
-@pytest.mark.slow
-def test_users_with_one_target_are_trained_on_alike(tmp_path):
-    """Sequences of two training items: the same parameters to the last bit, from two trainings."""
-    rng, day, tables = np.random.default_rng(0), 86_400_000, {"items": ["item,title"]}
-    tables["items"] += [f"i{item},thing {item}" for item in range(60)]
-    tables["rows"] = ["user,item,timestamp"] + [
-        f"u{user},i{item},{day * n}"
-        for user in range(24)
-        for n, item in enumerate(rng.choice(60, 4, replace=False))
-    ]
-    for name, lines in tables.items():
-        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    files = {name: str(tmp_path / f"{name}.csv") for name in tables}
-    settings = {"data.source": "files", "data.kcore": "none", "data.files.items": files["items"]}
-    settings |= {"data.files.interactions": files["rows"], "evaluate.max_users": 0}
-
-    def trained(targets: str) -> dict[str, np.ndarray]:
-        run = pipeline.Run(tiny({**settings, "train.targets": targets}), tmp_path, Writer(tmp_path))
-        for stage in (run.data.prepare, run.teacher.train, run.tokens.tokenize, run.llm.train):
-            stage()
-        assert len(run.llm._samples) == 24
-        return named(run.llm._params)
-
-    last, every = trained("last"), trained("all")
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-    for name, values in last.items():
-        np.testing.assert_array_equal(values, every[name])
 
 
 # order -------------------------------------------------------------------------------------------------------

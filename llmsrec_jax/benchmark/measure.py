@@ -57,6 +57,8 @@ def run(
     parallel.keep_memory()
     if "torch" in options.vs and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         raise ValueError("--vs=torch needs PyTorch and transformers: pip install -e '.[torch]'")
+    if "torch" in options.vs and cfg.prompts.user_repr:
+        raise ValueError("--vs=torch knows no user vector in prompts: leave out prompts.user_repr")
     if options.vs and cfg.llm.quant != "none":
         raise ValueError(
             f"--vs compares equal results, llm.quant={cfg.llm.quant!r} has others: leave one out"

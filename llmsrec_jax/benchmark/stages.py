@@ -228,11 +228,13 @@ def teacher(bench: Bench) -> dict[str, Any]:
 
 def prompts_of(bench: Bench, kind: str) -> Any:
     """All prompts of `items`, or of the evaluated `users` (the test set's inputs)."""
-    made, limit = bench.system.made, bench.system.cfg.evaluate.max_users
+    system, limit = bench.system, bench.system.cfg.evaluate.max_users
+    made = system.made
     if kind == "items":
         return made.builder.items(np.arange(1, made.dataset.catalog.size))
     users = made.dataset.eligible("test")
-    return made.builder.later(made.dataset.inputs("test", users[:limit] if limit else users))
+    histories = made.dataset.inputs("test", users[:limit] if limit else users)
+    return made.builder.later(histories, system.told(len(histories)))
 
 
 @dataclass

@@ -98,6 +98,10 @@ class System:
         """float32 [n, E]: the teacher's vectors of the samples' inputs."""
         return self._normal(len(self.samples))
 
+    def told(self, users: int) -> np.ndarray | None:
+        """float32 [users, E]: the teacher's vectors, where prompts open with them."""
+        return self._normal(users) if self.cfg.prompts.user_repr else None
+
     def _normal(self, rows: int) -> np.ndarray:
         rng = np.random.default_rng([self.cfg.seed, rows])
         return rng.standard_normal((rows, self.cfg.teacher.d), np.float32)

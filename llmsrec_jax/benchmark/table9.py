@@ -77,13 +77,13 @@ def works(system: System, sizes: work.Sizes, shape: made.Shape) -> Works:
     builder, dataset, cfg = data.builder, data.dataset, system.cfg
     samples = Samples.of(dataset, dataset.eligible("train"), cfg.train.targets)
     lengths = builder.user_lengths(samples)
-    slots = float(np.minimum(samples.lengths, cfg.prompts.history_len).sum())
+    slots = np.minimum(samples.lengths, cfg.prompts.history_len) + cfg.prompts.user_repr
     items = builder.items(np.arange(1, dataset.catalog.size))
     each = items.prefix_len.astype(np.int64), items.live_lengths
     candidates = len(samples) * (1 + cfg.train.negatives) / len(items)
-    training = sizes.prompts(*lengths, slots, training=True) + sizes.prompts(
+    training = sizes.prompts(*lengths, float(slots.sum()), training=True) + sizes.prompts(
         *each, len(items), training=True
     ).scaled(candidates)
     evaluated = dataset.eligible("test")[:INFERRED_USERS]
-    prompts = builder.users(dataset.inputs("test", evaluated))
+    prompts = builder.users(dataset.inputs("test", evaluated), system.told(len(evaluated)))
     return Works(training, sizes.encoding(prompts), sizes.encoding(items))

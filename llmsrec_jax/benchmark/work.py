@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmsrec_jax import config
-from llmsrec_jax.batch import ITEM_OUT, SequenceBatch
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_REPR, SequenceBatch
 from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.llama import flops
 from llmsrec_jax.llama.config import LlamaConfig
@@ -66,7 +66,7 @@ class Sizes:
         training: bool,
         kept: np.ndarray | bool = False,
     ) -> Work:
-        """Of prompts with these lengths (int [n] each) and this many history slots in all; `kept`: no prefix to compute."""
+        """Of prompts with these lengths (int [n] each) and this many slots to project in all; `kept`: no prefix to compute."""
         llama, total = self.llama, prefix + live
         heads = (TRAINED if training else 1) * (slots * self._slot + len(live) * self._head)
         useful = flops.prefill(llama, np.where(kept, 0, prefix))
@@ -82,7 +82,8 @@ class Sizes:
         lengths = prompts.prefix_len.astype(np.int64), prompts.live_lengths
         is_item = prompts.kind[prompts.offsets[1:] - 1] == ITEM_OUT
         kept = is_item & self._keeps_items
-        return self.prompts(*lengths, float(prompts.slots.sum()), training=training, kept=kept)
+        slots = float(np.isin(prompts.kind, (HISTORY, USER_REPR)).sum())
+        return self.prompts(*lengths, slots, training=training, kept=kept)
 
     def step(self, whole: Whole) -> Work:
         """Of a training step; `rows` are its users."""

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llmsrec_jax import config, losses
-from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, LLMBatch, PromptBatch
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, USER_REPR, LLMBatch, PromptBatch
 from llmsrec_jax.llama import axes
 from llmsrec_jax.llama.kv import KV, Source
 from llmsrec_jax.llama.model import Llama
@@ -20,7 +20,10 @@ from llmsrec_jax.models.heads import Head
 
 
 class LLMSRec(nnx.Module):
-    """The trainable part: f_I, f_user, f_item, f_CF-user and the two Out tokens (22,797,056 numbers at D = 3072)."""
+    """The trainable part: f_I, f_user, f_item, f_CF-user and the two Out tokens (22,797,056 numbers at D = 3072).
+
+    And f_U, where prompts tell the teacher's user representation (E19).
+    """
 
     def __init__(
         self,
@@ -29,6 +32,7 @@ class LLMSRec(nnx.Module):
         head: config.Head,
         embedding_moments: tuple[float, float],
         rngs: nnx.Rngs,
+        user_repr: bool = False,
     ):
         mean, std = embedding_moments
         self.item_projector = Head(d_cf, d_llm, d_llm, "leaky_relu", True, rngs)
@@ -37,13 +41,18 @@ class LLMSRec(nnx.Module):
         self.cf_user_head = Head(d_cf, head.dim, head.dim, "gelu", True, rngs)
         token = lambda: nnx.Param(mean + std * jax.random.normal(rngs.params(), (d_llm,)))
         self.user_out, self.item_out = token(), token()
+        # the last draw: without it the others are the same
+        self.user_projector = (
+            Head(d_cf, d_llm, d_llm, "leaky_relu", True, rngs) if user_repr else None
+        )
 
 
 def new(cfg: config.Config, llama: Llama, rngs: nnx.Rngs) -> LLMSRec:
     """Untrained, for this backbone: Out tokens are drawn with the moments of its token table."""
     table = llama.table[...].astype(jnp.float32)
     moments = float(table.mean()), float(table.std())
-    return LLMSRec(cfg.teacher.d, table.shape[1], cfg.head, moments, rngs)
+    sizes = cfg.teacher.d, table.shape[1], cfg.head
+    return LLMSRec(*sizes, moments, rngs, cfg.prompts.user_repr)
 
 
 class Frozen(NamedTuple):
@@ -59,9 +68,15 @@ def _tail(
 ) -> Float[Array, "A D"]:
     """Embeddings of the live tails: tokens from the table, slots from the trainables."""
     x_AD = llama.embed(prompts.ids)
-    slots_SD = model.item_projector(cf_items_IE[prompts.slot_item]).astype(x_AD.dtype)
-    slots_AD = axes.permute(slots_SD, prompts.slot, prompts.slot_at)
+    slots_SD = model.item_projector(cf_items_IE[prompts.slot_item])
+    if prompts.cf_user_repr is not None:
+        if model.user_projector is None:
+            raise ValueError("prompts with a user representation, and no projector of it")
+        slots_SD = jnp.concatenate([slots_SD, model.user_projector(prompts.cf_user_repr)])
+    slots_AD = axes.permute(slots_SD.astype(x_AD.dtype), prompts.slot, prompts.slot_at)
     fills = {HISTORY: slots_AD, USER_OUT: model.user_out[...], ITEM_OUT: model.item_out[...]}
+    if prompts.cf_user_repr is not None:
+        fills[USER_REPR] = slots_AD
     for kind, values in fills.items():
         x_AD = jnp.where((prompts.kind == kind)[:, None], values.astype(x_AD.dtype), x_AD)
     return x_AD

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmsrec_jax.batch import HISTORY, Flat, Grid, PromptBatch
+from llmsrec_jax.batch import HISTORY, USER_REPR, Flat, Grid, PromptBatch
 from llmsrec_jax.data.interactions import offsets_of, spans
 from llmsrec_jax.prompts.prompts import Prompts
 
@@ -70,9 +70,10 @@ def fill(groups: Sequence[Group], slots: int, budget: Budget | None = None) -> P
         for group, length in zip(groups, cut, strict=True)
         if group.stored is not None
     )
-    return PromptBatch(
-        prefix_ids, prefix, stored, None, ids, kind, axis, *_slots(kind, item, slots)
-    )
+    told = [g.prompts.cf_user_repr[g.rows] for g in groups if g.prompts.cf_user_repr is not None]
+    cf_user_repr = np.concatenate(told) if told else None
+    numbers = _slots(kind, item, slots, sum(map(len, told)))
+    return PromptBatch(prefix_ids, prefix, stored, None, ids, kind, axis, *numbers, cf_user_repr)
 
 
 def prefixes(prompts: Prompts, rows: np.ndarray, count: int, width: int) -> tuple[np.ndarray, Flat]:
@@ -141,14 +142,15 @@ def _stored(starts: np.ndarray, length: np.ndarray, width: int) -> Grid:
 
 
 def _slots(
-    kind: np.ndarray, item: np.ndarray, slots: int
+    kind: np.ndarray, item: np.ndarray, slots: int, told: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`slot`, `slot_at` and `slot_item` of a PromptBatch."""
-    at = np.flatnonzero(kind == HISTORY)
+    """`slot`, `slot_at` and `slot_item` of a PromptBatch, with `told` USER_REPR slots in the order of their prompts."""
+    at, of_users = np.flatnonzero(kind == HISTORY), np.flatnonzero(kind == USER_REPR)
     if len(at) > slots:
         raise ValueError(f"{len(at)} history slots, where {slots} fit")
-    slot = np.full(len(kind), slots, np.int32)
-    slot[at] = np.arange(len(at))
-    slot_at, slot_item = np.full(slots, len(kind), np.int32), np.zeros(slots, np.int32)
+    slot = np.full(len(kind), slots + told, np.int32)
+    slot[at], slot[of_users] = np.arange(len(at)), slots + np.arange(told)
+    slot_at, slot_item = np.full(slots + told, len(kind), np.int32), np.zeros(slots, np.int32)
     slot_at[: len(at)], slot_item[: len(at)] = at, item[at]
+    slot_at[slots:] = of_users
     return slot, slot_at, slot_item

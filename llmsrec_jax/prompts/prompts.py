@@ -1,13 +1,14 @@
-"""Prompts from cached pieces: histories and items in, ragged token ids with slots out (Table 2 (b), D17-D20)."""
+"""Prompts from cached pieces: histories and items in, ragged token ids with slots out (Table 2 (b), (c), D17-D20)."""
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from llmsrec_jax import config
-from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, USER_REPR
 from llmsrec_jax.data.interactions import Catalog, Histories, UserSequences, offsets_of, spans
 from llmsrec_jax.prompts.pieces import Pieces, Spans
 from llmsrec_jax.prompts.templates import DAY_MS, template
@@ -24,10 +25,11 @@ class Prompts:
     """n prompts, ragged. The Out slot is the last token of each."""
 
     ids: np.ndarray  # int32 [N]; 0 at slots
-    kind: np.ndarray  # int8 [N] TOKEN | HISTORY | USER_OUT | ITEM_OUT
+    kind: np.ndarray  # int8 [N] TOKEN | HISTORY | USER_REPR | USER_OUT | ITEM_OUT
     slot_item: np.ndarray  # int32 [N] item id at HISTORY slots, else 0
     offsets: np.ndarray  # int64 [n+1]
     prefix_len: np.ndarray  # int32 [n] tokens before the first slot
+    cf_user_repr: np.ndarray | None = None  # float32 [n, E] of USER_REPR slots, one in every prompt
 
     def __len__(self) -> int:
         return len(self.prefix_len)
@@ -58,6 +60,7 @@ class Prompts:
             self.slot_item[index],
             offsets_of(lengths),
             self.prefix_len[rows],
+            None if self.cf_user_repr is None else self.cf_user_repr[rows],
         )
 
 
@@ -88,6 +91,24 @@ def within(cfg: config.Prompts, positions: int) -> config.Prompts:
     return replace(cfg, max_tokens=min(cfg.max_tokens, positions))
 
 
+class _Frame(NamedTuple):
+    """What stands around the blocks of a prompt."""
+
+    lead: np.ndarray  # int32 ids before the USER_REPR slot; none = nor is there that slot
+    outro: np.ndarray  # int32 ids before the Out slot
+    out: int  # kind of the Out slot
+
+    @property
+    def before(self) -> int:
+        """Tokens before the first block."""
+        return len(self.lead) + 1 if len(self.lead) else 0
+
+    @property
+    def size(self) -> int:
+        """Tokens, slots included."""
+        return self.before + len(self.outro) + 1
+
+
 @dataclass(frozen=True, eq=False)
 class _Blocks:
     """The M blocks `head title slot` of n prompts, prompt by prompt."""
@@ -102,22 +123,36 @@ class _Blocks:
         """int64 [n]: values [M] added up per prompt."""
         return np.bincount(self.prompt, weights=values, minlength=self.count).astype(np.int64)
 
-    def assemble(self, outro: np.ndarray, kind_of_out: int) -> Prompts:
-        """All prompts, each with the outro (int32 ids) and the Out slot behind its blocks."""
-        text = self.heads.length + self.titles.length
-        offsets = offsets_of(self.sums(text + 1) + len(outro) + 1)
-        start = np.cumsum(text + 1) - (text + 1) + self.prompt * (len(outro) + 1)
+    @property
+    def text(self) -> np.ndarray:
+        """int64 [M]: tokens of each block before its slot."""
+        return self.heads.length + self.titles.length
+
+    def sizes(self, frame: _Frame) -> tuple[np.ndarray, np.ndarray]:
+        """Of the prompts: tokens before the first slot, and from there on, int64 [n] each."""
+        prefix = np.full(self.count, len(frame.lead))
+        if not frame.before:
+            prefix = self.text[np.searchsorted(self.prompt, np.arange(self.count))]
+        return prefix, self.sums(self.text + 1) + frame.size - prefix
+
+    def assemble(self, frame: _Frame) -> Prompts:
+        """All prompts, each with the frame around its blocks."""
+        text, (lead, outro) = self.text, frame[:2]
+        prefix, live = self.sizes(frame)
+        offsets = offsets_of(prefix + live)
+        start = np.cumsum(text + 1) - (text + 1) + self.prompt * frame.size + frame.before
         slot, out = start + text, offsets[1:] - 1
         ids = np.zeros(offsets[-1], np.int32)
         for piece, at in ((self.heads, start), (self.titles, start + self.heads.length)):
             ids[spans(at, piece.length)] = piece.source[spans(piece.start, piece.length)]
+        ids[offsets[:-1, None] + np.arange(len(lead))] = lead
         ids[out[:, None] - len(outro) + np.arange(len(outro))] = outro
         kind = np.zeros(len(ids), np.int8)
-        kind[slot], kind[out] = HISTORY, kind_of_out
+        kind[offsets[:-1, None] + np.arange(len(lead), frame.before)] = USER_REPR
+        kind[slot], kind[out] = HISTORY, frame.out
         slot_item = np.zeros(len(ids), np.int32)
         slot_item[slot] = self.item
-        first = np.searchsorted(self.prompt, np.arange(self.count))
-        return Prompts(ids, kind, slot_item, offsets, text[first].astype(np.int32))
+        return Prompts(ids, kind, slot_item, offsets, prefix.astype(np.int32))
 
 
 class PromptBuilder:
@@ -138,44 +173,58 @@ class PromptBuilder:
                 "item tokens of another tokenizer, catalogue or wording; build them anew"
             )
         self.tokenizer, self._tokens, self._cfg = tokenizer, item_tokens, cfg
-        self._titles, self._form = catalog.titles, template(cfg.wording)
+        self._titles, self._form = catalog.titles, template(cfg.wording, cfg.user_repr)
         form = self._form
         outros = [form.close + form.user_outro, form.item_outro]
         encoded = tokenizer.encode_batch(outros, after_slot=True)
-        self._user_outro, self._item_outro = (np.array(ids, np.int32) for ids in encoded)
+        user_outro, item_outro = (np.array(ids, np.int32) for ids in encoded)
+        nothing = np.zeros(0, np.int32)
+        lead = np.array(self._encode([(form.lead, True)])[0], np.int32) if form.lead else nothing
+        self._user = _Frame(lead, user_outro, USER_OUT)
+        self._item = _Frame(nothing, item_outro, ITEM_OUT)
         intro = tokenizer.bos_ids + tokenizer.encode(form.item_intro)
         self._item_intro = np.array(intro if item_tokens.splittable else [], np.int32)
         self._heads, self._segments = Pieces(), Pieces()
         self._lock = threading.Lock()
         self.trimmed = {"prompts": 0, "lost_items": 0, "lost_title_tokens": 0}
-        opening = tokenizer.encode(form.opening(10, form.date(20_000), first=True))
-        fixed = len(tokenizer.bos_ids) + len(opening) + len(self._user_outro) + 2
+        opening = form.opening(10, form.date(20_000), first=True)
+        fixed = len(self._encode([(opening, not form.lead)])[0]) + self._user.size + 1
         if cfg.max_tokens < fixed + _MIN_TITLE:
             raise ValueError(
                 f"prompts.max_tokens={cfg.max_tokens}, but the template alone takes {fixed} tokens; "
                 f"use at least {fixed + _MIN_TITLE}"
             )
 
-    def users(self, histories: UserSequences) -> Prompts:
+    def users(self, histories: UserSequences, cf_user_repr: np.ndarray | None = None) -> Prompts:
         """User prompts of whole histories; the last `history_len` items are used.
 
+        cf_user_repr: float32 [n, E], the teacher's vectors of the histories, for prompts that open with them.
+
         Raises:
-          ValueError: an empty history, or a time that is no date.
+          ValueError: an empty history, a time that is no date, or no vectors for prompts that need them.
         """
         _require_items(histories)
         blocks, kept, is_cut = self._user_blocks(histories)
         self._count(len(kept), self._lost(histories, kept), is_cut.sum())
-        return blocks.assemble(self._user_outro, USER_OUT)
+        return self._told(blocks, cf_user_repr)
 
-    def later(self, histories: Histories) -> LatePrompts:
-        """`users(histories)`, counted now and built when they are taken, some at a time."""
+    def _told(self, blocks: _Blocks, cf_user_repr: np.ndarray | None) -> Prompts:
+        prompts = blocks.assemble(self._user)
+        if not self._user.before:
+            return prompts
+        if cf_user_repr is None:
+            raise ValueError("prompts.user_repr: user prompts need the teacher's user vectors")
+        return replace(prompts, cf_user_repr=cf_user_repr)
+
+    def later(self, histories: Histories, cf_user_repr: np.ndarray | None = None) -> LatePrompts:
+        """`users(histories, cf_user_repr)`, counted now and built when they are taken, some at a time."""
         prefix, live, lost, is_cut = self._user_sizes(histories)
         self._count(len(histories), lost, is_cut)
         slots = np.minimum(histories.lengths, self._cfg.history_len)
 
         def build(rows: np.ndarray) -> Prompts:
             blocks, _, _ = self._user_blocks(histories.take(rows))
-            return blocks.assemble(self._user_outro, USER_OUT)
+            return self._told(blocks, None if cf_user_repr is None else cf_user_repr[rows])
 
         return LatePrompts(prefix, live, slots, build)
 
@@ -192,9 +241,7 @@ class PromptBuilder:
             rows = np.arange(start, min(start + _SIZED_AT_ONCE, len(histories)))
             some = histories.take(rows)
             blocks, kept, is_cut = self._user_blocks(some)
-            text = blocks.heads.length + blocks.titles.length
-            prefix[rows] = text[np.cumsum(kept) - kept]
-            live[rows] = blocks.sums(text + 1) + len(self._user_outro) + 1 - prefix[rows]
+            prefix[rows], live[rows] = blocks.sizes(self._user)
             lost, cut = lost + self._lost(some, kept), cut + int(is_cut.sum())
         return prefix, live, lost, cut
 
@@ -212,13 +259,12 @@ class PromptBuilder:
             raise ValueError(f"item ids {items.min()}..{items.max()} are not all in 1..{n - 1}")
         intro = np.full(len(items), len(self._item_intro))
         length = self._tokens.offsets[items + 1] - self._tokens.offsets[items]
-        room = self._cfg.max_tokens - intro - len(self._item_outro) - 2
+        room = self._cfg.max_tokens - intro - self._item.size - 1
         self._count(len(items), 0, (length > room).sum())
         heads = Spans(self._item_intro, np.zeros_like(intro), intro)
         titles = Spans(self._tokens.ids, self._tokens.offsets[items], np.minimum(length, room))
-        return _Blocks(len(items), np.arange(len(items)), items, heads, titles).assemble(
-            self._item_outro, ITEM_OUT
-        )
+        blocks = _Blocks(len(items), np.arange(len(items)), items, heads, titles)
+        return blocks.assemble(self._item)
 
     def report_trimmed(self, when: str) -> str:
         """Of the prompts built since the last report, how many were too long (D19); '' = none."""
@@ -294,7 +340,7 @@ class PromptBuilder:
             histories.items[index].astype(np.int64), number, histories.times[index], is_first
         )
         blocks = _Blocks(len(rows), prompt, histories.items[index], heads, titles)
-        fixed = blocks.sums(heads.length + 1) + len(self._user_outro) + 1
+        fixed = blocks.sums(heads.length + 1) + self._user.size
         return blocks, self._cfg.max_tokens - fixed
 
     def _pieces(
@@ -327,7 +373,8 @@ class PromptBuilder:
     def _opening(self, code: int) -> tuple[str, bool]:
         """Text before a title, and whether it opens the prompt."""
         number, is_first, day = code >> 33, bool(code >> 32 & 1), (code & 0xFFFFFFFF) + _FIRST_DAY
-        return self._form.opening(number, self._form.date(day), first=is_first), is_first
+        opening = self._form.opening(number, self._form.date(day), first=is_first)
+        return opening, is_first and not self._form.lead
 
     def _encode_heads(self, codes: list[int]) -> list[list[int]]:
         return self._encode([self._opening(code) for code in codes])

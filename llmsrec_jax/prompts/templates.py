@@ -1,19 +1,20 @@
-"""Prompts as data: the retrieval prompts of Table 2 (b), in the authors' wording and as the paper prints them (D18).
+"""Prompts as data: the retrieval prompts of Table 2 (b) and (c), in the authors' wording and as the paper prints them (D18).
 
-A user prompt is, item by item, `head title [HistoryEmb]`, then an outro and [UserOut]. An item prompt is
-`intro title [HistoryEmb] outro [ItemOut]`. What stands after an Out slot cannot reach it (causal attention) and is left out.
+A user prompt is, item by item, `head title [HistoryEmb]`, then an outro and [UserOut]; in (c) all that follows a lead and
+[UserRep]. An item prompt is `intro title [HistoryEmb] outro [ItemOut]`. What stands after an Out slot cannot reach it (causal attention) and is left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 DAY_MS = 86_400_000
 USER_SLOT, ITEM_SLOT, HISTORY_SLOT = "[UserOut]", "[ItemOut]", "[HistoryEmb]"
+USER_REPR_SLOT = "[UserRep]"
 SPECIAL = (
     "[PAD]",
     "</s>",
-    "[UserRep]",
+    USER_REPR_SLOT,
     HISTORY_SLOT,
     USER_SLOT,
     ITEM_SLOT,
@@ -34,9 +35,10 @@ class Template:
     item_intro: str
     item_outro: str
     date_separator: str
+    lead: str = ""  # of user prompts, before [UserRep]; '' = they have neither
 
     def opening(self, number: int, date: str, *, first: bool) -> str:
-        """Text before an item's title: from the start of the prompt, or from the previous item's slot on."""
+        """Text before an item's title: from the start of the prompt, or from the previous slot on."""
         before = self.user_intro if first else self.close + self.separator
         return before + self.head.format(number=number, date=date)
 
@@ -50,7 +52,7 @@ class Template:
 
     def user(self, items: list[tuple[int, str, str]]) -> str:
         """The whole user prompt of (number, date, title) triples, slots spelled out."""
-        text = ""
+        text = self.lead + USER_REPR_SLOT if self.lead else ""
         for i, (number, date, title) in enumerate(items):
             text += self.opening(number, date, first=i == 0) + self.titled(title) + HISTORY_SLOT
         return text + self.close + self.user_outro + USER_SLOT
@@ -86,12 +88,23 @@ TEMPLATES = {
 }
 
 
-def template(wording: str) -> Template:
-    """The template of `config.prompts.wording`.
+def _with_user_repr(form: Template) -> Template:
+    """Table 2 (c) of a template of Table 2 (b)."""
+    told = "this sequence of purchases"
+    return replace(
+        form,
+        lead="This is user representation from recommendation models: ",
+        user_intro=f", and {form.user_intro[0].lower()}{form.user_intro[1:]}",
+        user_outro=form.user_outro.replace(told, f"{told} and user representation"),
+    )
+
+
+def template(wording: str, user_repr: bool = False) -> Template:
+    """The template of `config.prompts`: of a wording, with the teacher's user representation or without it.
 
     Raises:
       ValueError: no such wording.
     """
     if wording not in TEMPLATES:
         raise ValueError(f"prompts.wording={wording!r}; use one of {', '.join(TEMPLATES)}")
-    return TEMPLATES[wording]
+    return _with_user_repr(TEMPLATES[wording]) if user_repr else TEMPLATES[wording]

@@ -11,6 +11,7 @@ from flax import nnx
 from llmsrec_jax import evaluate, loaders, memory_plan, parallel, stores, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import splits, storage
+from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.evaluate import Vectors, unit
 from llmsrec_jax.keys import PERMUTED, TRAIN, VECTORS
@@ -139,7 +140,7 @@ class LLMRec:
         per_device = partial(train.llm_step, **graphs, cfg=work.cfg, axis=work.mesh.axis)
         per_epoch = batches.order.steps_per_epoch
         valid_users, candidates = self._data.candidates("valid")
-        prompts = self._tokens.builder.later(dataset.inputs("valid", valid_users))
+        prompts = self._user_prompts(dataset.inputs("valid", valid_users))
         item_ids, k = np.unique(candidates), int(cfg.metric.partition("@")[2])
         items = self._tokens.builder.items(item_ids)
 
@@ -166,6 +167,11 @@ class LLMRec:
         )
         work.fit(self._stage, job, train.init_state(params, cfg.lr, cfg.b2))
         self._tokens.say_trimmed("training and validation")
+
+    def _user_prompts(self, histories: UserSequences) -> LatePrompts:
+        """Of users to encode; what is told of them is what the teacher makes of these very histories (E19)."""
+        told = self._teacher.users(histories) if self._work.cfg.prompts.user_repr else None
+        return self._tokens.builder.later(histories, told)
 
     # encode ---------------------------------------------------------------------------------------------------
 
@@ -219,7 +225,7 @@ class LLMRec:
         stage = self._work.stage("vectors", VECTORS)
         if self._work.done(stage):
             return
-        prompts = self._tokens.builder.later(self._data.test_histories(0))
+        prompts = self._user_prompts(self._data.test_histories(0))
         every = np.arange(1, self._data.dataset.catalog.size)
         items = self._tokens.builder.items(every)
         vectors = self._vectors(self._params, prompts, items, every, "test")
@@ -237,7 +243,7 @@ class LLMRec:
             stage = self._permuted(number)
             if self._work.done(stage):
                 continue
-            prompts = self._tokens.builder.later(self._data.test_histories(number))
+            prompts = self._user_prompts(self._data.test_histories(number))
             user = self._scored(self._encode("users", self._params, prompts, f"order {number}"))
 
             def store(stage: Stage, user: np.ndarray = user) -> dict[str, Any]:

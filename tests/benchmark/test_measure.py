@@ -103,6 +103,12 @@ def test_comparing_without_pytorch_is_refused_at_once(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_prompts_that_the_other_side_does_not_know_are_refused(tmp_path):
+    cfg = config.apply(small(), {"prompts.user_repr": True})
+    with pytest.raises(ValueError, match="leave out prompts.user_repr"):
+        measure.run(cfg, tmp_path, Options(("peak",), ("torch",), 1, 1))
+
+
 def test_comparing_what_is_quantised_is_refused(tmp_path):
     cfg = config.apply(small(), {"llm.quant": "w8"})
     with pytest.raises(ValueError, match="llm.quant='w8' has others: leave one out"):

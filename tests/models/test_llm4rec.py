@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from llmsrec_jax import config, parallel, stores
 from llmsrec_jax.batch import HISTORY, USER_OUT, Flat, Grid, LLMBatch, PromptBatch
@@ -24,8 +25,14 @@ SUMMED_LIMIT = (
 
 
 @pytest.fixture(scope="module")
-def made() -> System:
-    return system(users=12, items=40)
+def made(request) -> System:
+    """With the teacher's user representation in prompts where a test asks for it (`made` parametrised indirectly)."""
+    told = getattr(request, "param", False)
+    return system({"prompts.user_repr": told}, users=12, items=40)
+
+
+BOTH = pytest.mark.parametrize("made", [False, True], ids=["", "told"], indirect=True)
+TOLD = pytest.mark.parametrize("made", [True], ids=["told"], indirect=True)
 
 
 def groups(
@@ -52,7 +59,8 @@ def prompts(made) -> tuple[Prompts, Prompts]:
     """Of 6 users, and of their 6 x 3 candidates."""
     users = made.dataset.eligible("train")[:6]
     items = np.random.default_rng(0).permutation(40)[:18] + 1
-    return made.builder.users(made.dataset.inputs("train", users)), made.builder.items(items)
+    histories = made.dataset.inputs("train", users)
+    return made.builder.users(histories, made.cf_users[:6]), made.builder.items(items)
 
 
 def batch(
@@ -90,15 +98,21 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    "made, layout",
+    [*((False, name) for name in LAYOUTS), (True, "padding on the grids only")],
+    indirect=["made"],
+)
 def test_the_cached_prefix_is_exact(made, prompts, gradients, reference, layout):
     """In groups, on either kind of token axis, all of the prefix cached or a part of it."""
     (want_loss, want_terms), (want_grads, want_items) = reference
+    layout = LAYOUTS[layout]
     extra, budget = layout["extra"], layout.get("budget")
-    users = groups(prompts[0], [2], (None, 16), extra)
+    part = int(prompts[0].prefix_len.min()) * 2 // 3
+    users = groups(prompts[0], [2], (None, part), extra)
     items = groups(prompts[1], [9], (8, None), extra)
     short = batch(made, users, items).prompts.prefix.grids[1].length
-    assert short.min() == 16 < prompts[0].prefix_len.min()
+    assert 4 < short.min() == part < prompts[0].prefix_len.min()
     if budget == "exact":
         grids = batch(made, users, items).prompts
         sums = [sum(int(g.length.sum()) for g in axis.grids) for axis in (grids.prefix, grids.live)]
@@ -136,11 +150,13 @@ def test_without_weights_only_the_retrieval_loss_is_left(made, prompts):
         np.testing.assert_array_equal(gradient, named(plain[1])[name], name)
 
 
+@BOTH
 def test_every_trainable_gets_a_gradient_and_nothing_else_does(made, reference):
     _, (grads, _) = reference
     assert jax.tree.structure(grads) == jax.tree.structure(made.params)
     wanted = {"user_out", "item_out"}
-    for head in ("item_projector", "user_head", "item_head", "cf_user_head"):
+    told = ["user_projector"] if made.cfg.prompts.user_repr else []
+    for head in ("item_projector", "user_head", "item_head", "cf_user_head", *told):
         wanted |= {f"{head}.{layer}.bias" for layer in ("first", "norm", "last")}
         wanted |= {f"{head}.first.kernel", f"{head}.norm.scale", f"{head}.last.kernel"}
     assert set(named(grads)) == wanted
@@ -162,13 +178,44 @@ def test_a_vector_depends_on_the_prompts_own_items_only(made, prompts, encoders)
     assert size[own].min() > 1e-4 * size.max()
 
 
+def test_a_projector_more_changes_no_other_draw():
+    build = lambda told: nnx.state(
+        llm4rec.LLMSRec(4, 8, config.Head(16, 8), (0.0, 1.0), nnx.Rngs(params=0), told)
+    )
+    plain, told = named(build(False)), named(build(True))
+    more = {name for name in told if name.startswith("user_projector.")}
+    assert len(more) == 6 and plain.keys() == told.keys() - more
+    for name, values in plain.items():
+        np.testing.assert_array_equal(told[name], values)
+
+
+@TOLD
+def test_a_vector_depends_on_what_is_told_of_its_own_user(made, prompts, encoders):
+    users, encode = one_batch(groups(prompts[0], [2], (None, None))), encoders["users"]
+    second = lambda told: encode(made.frozen, made.params, users._replace(cf_user_repr=told))[
+        1
+    ].sum()
+    size = np.abs(jax.jit(jax.grad(second))(users.cf_user_repr)).max(axis=1)
+    assert np.flatnonzero(size).tolist() == [1]
+
+
+@TOLD
+def test_what_is_told_needs_a_projector(made, prompts):
+    without = system(users=12, items=40)
+    encode = llm4rec.encoder("users", without.model, without.llama)
+    with pytest.raises(ValueError, match="no projector"):
+        encode(without.frozen, without.params, one_batch(groups(prompts[0], [])))
+
+
 @pytest.fixture(scope="module")
 def encoders(made):
     graphs = made.model, made.llama
     return {kind: jax.jit(llm4rec.encoder(kind, *graphs)) for kind in llm4rec.HEADS}
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["users", "items"])
+@pytest.mark.parametrize(
+    "made, kind", [(False, 0), (False, 1), (True, 0)], indirect=["made"], ids=str
+)
 def test_neither_the_company_nor_the_padding_matters(made, prompts, encoders, kind):
     every, encode = prompts[kind].take(np.arange(4)), encoders[["users", "items"][kind]]
     found = {}
@@ -236,7 +283,7 @@ def test_parts_need_less_memory():
     ids = rng.integers(0, 9, (12, 300)).astype(np.int32)
     grid = Grid(ids, ids[:, 0])
     flat = Flat(ids, None, (grid,))
-    data = PromptBatch(ids, flat, (), None, ids, ids, flat, ids, ids, ids)
+    data = PromptBatch(ids, flat, (), None, ids, ids, flat, ids, ids, ids, None)
 
     def total(weights, data):
         def encode(part):

@@ -8,7 +8,14 @@ import pytest
 from llmsrec_jax import config
 from llmsrec_jax.data.interactions import Catalog, UserSequences, offsets_of
 from llmsrec_jax.prompts.prompts import PromptBuilder, Prompts
-from llmsrec_jax.prompts.templates import DAY_MS, HISTORY_SLOT, ITEM_SLOT, USER_SLOT, template
+from llmsrec_jax.prompts.templates import (
+    DAY_MS,
+    HISTORY_SLOT,
+    ITEM_SLOT,
+    USER_REPR_SLOT,
+    USER_SLOT,
+    template,
+)
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, check_vocabulary
 
 FORM = template("reference")
@@ -71,7 +78,8 @@ def builder(request, tokenizer, catalog) -> PromptBuilder:
 def assert_ids(prompts: Prompts, recorded: np.ndarray, tokenizer: Tokenizer, out: str) -> None:
     """Every prompt, slots and right padding included."""
     end = tokenizer.special_id(out)
-    slots = np.array([0, tokenizer.special_id(HISTORY_SLOT), end, end])
+    of_user = tokenizer.special_id(USER_REPR_SLOT)
+    slots = np.array([0, tokenizer.special_id(HISTORY_SLOT), of_user, end, end])
     ids = prompts.ids + slots[prompts.kind]
     width = recorded.shape[1]
     assert len(prompts) == len(recorded) and prompts.lengths.max() == width

@@ -23,6 +23,7 @@ from llmsrec_jax.prompts.templates import (
     ITEM_SLOT,
     SPECIAL,
     TEMPLATES,
+    USER_REPR_SLOT,
     USER_SLOT,
     Template,
 )
@@ -153,11 +154,17 @@ def builder(tokenizer: Tokenizer, titles: list[str] = TITLES, **settings) -> Pro
     return PromptBuilder(tokenizer, tokens, items, cfg)
 
 
+def vectors(rows: int) -> np.ndarray:
+    """Of the teacher, float32 [rows, E]: row by row other ones."""
+    return np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
+
+
 def restored(prompts: Prompts, row: int, tokenizer: Tokenizer, out: str) -> list[int]:
     """Ids of one prompt with the slots' ids in place."""
     span = slice(prompts.offsets[row], prompts.offsets[row + 1])
     end = tokenizer.special_id(out)
-    slots = np.array([0, tokenizer.special_id(HISTORY_SLOT), end, end])
+    inner = (tokenizer.special_id(slot) for slot in (HISTORY_SLOT, USER_REPR_SLOT))
+    slots = np.array([0, *inner, end, end])
     return (prompts.ids[span] + slots[prompts.kind[span]]).tolist()
 
 

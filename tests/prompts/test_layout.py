@@ -12,8 +12,11 @@ USERS = [[(1, 14_000)], [(i, 14_000 + i) for i in range(1, 14)], [(2, 1), (3, 2)
 
 
 @pytest.fixture(scope="module")
-def prompts():
-    return cases.builder(cases.made("byte_level"), max_tokens=4096).users(cases.histories(USERS))
+def prompts(request):
+    """With the teacher's user representation where a test asks for it."""
+    told = getattr(request, "param", False)
+    builder = cases.builder(cases.made("byte_level"), max_tokens=4096, user_repr=told)
+    return builder.users(cases.histories(USERS), cases.vectors(3))
 
 
 def groups(prompts, prefix=None):
@@ -31,6 +34,7 @@ def exact(prompts):
     return Budget(int(prompts.prefix_len.sum()), int(prompts.live_lengths.sum()))
 
 
+@pytest.mark.parametrize("prompts", [False, True], ids=["", "told"], indirect=True)
 @pytest.mark.parametrize("prefix", [None, 0, 8])
 @pytest.mark.parametrize("budget", [None, Budget(5000, 9000)], ids=["grids", "tokens"])
 def test_every_token_is_in_its_place(prompts, prefix, budget):
@@ -45,6 +49,8 @@ def test_every_token_is_in_its_place(prompts, prefix, budget):
             at = after.at[row, : after.length[row]]
             np.testing.assert_array_equal(np.diff(batch.live.position[at]), 1)
             assert batch.live.position[at[0]] == before.length[row]
+    if prompts.cf_user_repr is not None:
+        np.testing.assert_array_equal(batch.cf_user_repr, prompts.cf_user_repr[[2, 0, 1]])
     integers = (batch.ids, batch.prefix_ids, batch.slot, batch.slot_at, batch.live.position)
     assert {array.dtype for array in integers} == {np.dtype(np.int32)}
 

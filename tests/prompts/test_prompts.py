@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmsrec_jax.batch import HISTORY, ITEM_OUT, TOKEN, USER_OUT
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, TOKEN, USER_OUT, USER_REPR
 from llmsrec_jax.prompts import prompts as prompts_module
 from llmsrec_jax.prompts.templates import ITEM_SLOT, USER_SLOT, template
 from tests.prompts import cases
@@ -33,13 +33,16 @@ def expected(rows, titles=cases.TITLES, window=10, absolute=False):
 
 @pytest.mark.parametrize("name", cases.MADE)
 @pytest.mark.parametrize("wording", WORDINGS)
-@pytest.mark.parametrize("numbering", ["window", "absolute"])
-def test_users_equal_the_whole_encoding(name, wording, numbering):
-    tokenizer, form = cases.made(name), template(wording)
-    builder = cases.builder(tokenizer, wording=wording, numbering=numbering, max_tokens=4096)
+@pytest.mark.parametrize(
+    "numbering, user_repr", [("window", False), ("absolute", False), ("window", True)]
+)
+def test_users_equal_the_whole_encoding(name, wording, numbering, user_repr):
+    tokenizer, form = cases.made(name), template(wording, user_repr)
+    settings = {"wording": wording, "numbering": numbering, "user_repr": user_repr}
+    builder = cases.builder(tokenizer, **settings, max_tokens=4096)
     wanted = expected(USERS, absolute=numbering == "absolute")
     for _ in range(2):  # from the cache the second time
-        prompts = builder.users(cases.histories(USERS))
+        prompts = builder.users(cases.histories(USERS), cases.vectors(4))
         cases.assert_users_exact(prompts, tokenizer, form, wanted)
     assert builder.trimmed == {"prompts": 8, "lost_items": 0, "lost_title_tokens": 0}
 
@@ -69,15 +72,17 @@ def test_items_equal_the_whole_encoding(name, wording):
     ),
     days=st.lists(st.integers(-20_000, 40_000), min_size=5, max_size=5),
     wording=st.sampled_from(WORDINGS),
+    user_repr=st.booleans(),
 )
-def test_any_title_is_exact(name, titles, days, wording):
-    tokenizer = cases.made(name)
-    builder = cases.builder(tokenizer, titles, wording=wording, max_tokens=8192)
+def test_any_title_is_exact(name, titles, days, wording, user_repr):
+    tokenizer, form = cases.made(name), template(wording, user_repr)
+    settings = {"wording": wording, "user_repr": user_repr}
+    builder = cases.builder(tokenizer, titles, **settings, max_tokens=8192)
     rows = [[(i + 1, days[i]) for i in range(len(titles))], [(len(titles), days[0])]]
-    prompts = builder.users(cases.histories(rows))
-    cases.assert_users_exact(prompts, tokenizer, template(wording), expected(rows, titles))
+    prompts = builder.users(cases.histories(rows), cases.vectors(2))
+    cases.assert_users_exact(prompts, tokenizer, form, expected(rows, titles))
     items = builder.items(np.arange(1, len(titles) + 1))
-    cases.assert_items_exact(items, tokenizer, template(wording), titles)
+    cases.assert_items_exact(items, tokenizer, form, titles)
 
 
 @pytest.mark.parametrize("name", cases.MADE)
@@ -108,6 +113,40 @@ def test_slots_stand_where_the_template_has_them():
         assert np.flatnonzero(kind)[0] == prompts.prefix_len[row]
 
 
+def test_the_users_slot_ends_the_prefix_that_all_prompts_share():
+    """And its vector goes with the prompt, built at once or later."""
+    builder = cases.builder(cases.made("byte_level"), user_repr=True, max_tokens=4096)
+    prompts = builder.users(cases.histories(USERS), cases.vectors(4))
+    assert np.flatnonzero(prompts.kind == USER_REPR).tolist() == (
+        (prompts.offsets[:-1] + prompts.prefix_len).tolist()
+    )
+    assert (
+        len({tuple(row[:n]) for row, n in zip(_rows(prompts), prompts.prefix_len, strict=True)})
+        == 1
+    )
+    rows = np.array([2, 0, 2])
+    for some in (
+        prompts.take(rows),
+        builder.later(cases.histories(USERS), cases.vectors(4)).take(rows),
+    ):
+        np.testing.assert_array_equal(some.cf_user_repr, cases.vectors(4)[rows])
+    assert builder.items(np.array([1])).cf_user_repr is None
+
+
+def _rows(prompts) -> list[np.ndarray]:
+    return np.split(prompts.ids, prompts.offsets[1:-1])
+
+
+def test_prompts_that_need_vectors_and_others():
+    histories = cases.histories(USERS)
+    builder = cases.builder(cases.made("byte_level"), user_repr=True)
+    for build in (builder.users, lambda h: builder.later(h).take(np.array([0]))):
+        with pytest.raises(ValueError, match="need the teacher's user vectors"):
+            build(histories)
+    plain = cases.builder(cases.made("byte_level"))
+    assert plain.users(histories, cases.vectors(4)).cf_user_repr is None
+
+
 def test_take_reorders_and_repeats():
     prompts = cases.builder(cases.made("byte_level"), max_tokens=4096).users(cases.histories(USERS))
     taken = prompts.take(np.array([2, 0, 2]))
@@ -122,12 +161,15 @@ def test_take_reorders_and_repeats():
 
 
 @pytest.mark.parametrize("truncation", ["history", "title"])
-@pytest.mark.parametrize("max_tokens", [4096, 200])
-def test_lengths_without_building(truncation, max_tokens):
-    builder = cases.builder(cases.made("byte_level"), truncation=truncation, max_tokens=max_tokens)
+@pytest.mark.parametrize("max_tokens", [4096, 250])
+@pytest.mark.parametrize("user_repr", [False, True])
+def test_lengths_without_building(truncation, max_tokens, user_repr):
+    settings = {"truncation": truncation, "max_tokens": max_tokens, "user_repr": user_repr}
+    builder = cases.builder(cases.made("byte_level"), **settings)
     prefix, live = builder.user_lengths(cases.histories(USERS))
     assert builder.trimmed["prompts"] == 0
-    prompts = builder.users(cases.histories(USERS))
+    prompts = builder.users(cases.histories(USERS), cases.vectors(4))
+    assert prompts.lengths.max() <= max_tokens
     np.testing.assert_array_equal(prefix, prompts.prefix_len)
     np.testing.assert_array_equal(live, prompts.live_lengths)
 
@@ -190,16 +232,17 @@ class TestTruncation:
             assert builder.trimmed["lost_items"] == lost.sum()
             assert prompts.lengths[~over].tolist() == lengths[~over].tolist()
 
-    def _least(self, tokenizer) -> int:
+    def _least(self, tokenizer, user_repr=False) -> int:
         with pytest.raises(ValueError, match="prompts.max_tokens=9, but the template") as error:
-            cases.builder(tokenizer, self.LONG, max_tokens=9)
+            cases.builder(tokenizer, self.LONG, max_tokens=9, user_repr=user_repr)
         return int(str(error.value).split()[-1])
 
-    def test_only_item_loses_title_tokens(self):
+    @pytest.mark.parametrize("user_repr", [False, True])
+    def test_only_item_loses_title_tokens(self, user_repr):
         tokenizer = cases.made("byte_level")
-        least = self._least(tokenizer)
-        builder = cases.builder(tokenizer, self.LONG, max_tokens=least)
-        prompts = builder.users(cases.histories(self.ROWS))
+        least = self._least(tokenizer, user_repr)
+        builder = cases.builder(tokenizer, self.LONG, max_tokens=least, user_repr=user_repr)
+        prompts = builder.users(cases.histories(self.ROWS), cases.vectors(2))
         assert prompts.lengths.max() <= least
         assert (prompts.kind == HISTORY).sum() == 2
         assert builder.trimmed == {"prompts": 2, "lost_items": 1, "lost_title_tokens": 2}

@@ -16,6 +16,33 @@ def test_authors_user_prompt():
     )
 
 
+def test_user_prompt_with_the_teachers_representation():
+    """Table 2 (c), E2."""
+    assert template("reference", user_repr=True).user(ITEMS) == (
+        "This is user representation from recommendation models: [UserRep], "
+        "and this user has made a series of purchases in the following order: "
+        'Item No.1, Time: 2014-08-10, "Lamp "Sun", 40W"[HistoryEmb],'
+        'Item No.2, Time: 2014-09-01, "Mug"[HistoryEmb]'
+        ". Based on this sequence of purchases and user representation, "
+        "generate user representation token:[UserOut]"
+    )
+
+
+def test_printed_user_prompt_with_the_teachers_representation():
+    assert template("paper", user_repr=True).user([(1, "2014/08/10", "Mug")]) == (
+        "This is user representation from recommendation models: [UserRep], "
+        "and this user has made a series of purchases in the following order: "
+        "(History Item List: [No.1 Time: 2014/08/10 Title: Mug, [HistoryEmb]]). "
+        "Based on this sequence of purchases and user representation, "
+        "generate user representation token: [UserOut]"
+    )
+
+
+@pytest.mark.parametrize("wording", ["reference", "paper"])
+def test_item_prompts_tell_nothing_of_users(wording):
+    assert template(wording, user_repr=True).item("Mug") == template(wording).item("Mug")
+
+
 def test_authors_item_prompt():
     assert template("reference").item("Mug") == (
         'The item title and item embedding are as follows: "Mug"[HistoryEmb]'

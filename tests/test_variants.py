@@ -1,0 +1,79 @@
+"""Variants of training and of prompts, through all stages of a run."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from llmsrec_jax import pipeline
+from llmsrec_jax.data import storage
+from llmsrec_jax.keys import VECTORS
+from llmsrec_jax.writer import Writer, read_log
+from tests.systems import named, relative_error, tiny
+
+
+def test_every_position_is_a_target(copy, finished):
+    """Of at most so many users; on the same data, teacher and tokens, with steps in proportion to their samples."""
+    pipeline.run(tiny({"train.targets": "all", "train.max_users": 50}), copy, "train")
+    run = pipeline.Run(tiny({"train.max_users": 50}), copy, Writer(copy))
+    users = run.llm._samples.users
+    samples = np.sum(run.data.dataset.train.lengths[users] - 1)
+    assert len(users) == 50 < samples
+    steps = {line["step"] for line in read_log(copy / "metrics.jsonl") if line["stage"] == "train"}
+    assert max(steps) == samples // 8
+    for stage, count in (("data", 1), ("teacher", 1), ("tokens", 1), ("checkpoints", 2)):
+        assert len(list((copy / stage).iterdir())) == count, stage
+
+
+@pytest.mark.slow
+def test_users_with_one_target_are_trained_on_alike(tmp_path):
+    """Sequences of two training items: the same parameters to the last bit, from two trainings."""
+    rng, day, tables = np.random.default_rng(0), 86_400_000, {"items": ["item,title"]}
+    tables["items"] += [f"i{item},thing {item}" for item in range(60)]
+    tables["rows"] = ["user,item,timestamp"] + [
+        f"u{user},i{item},{day * n}"
+        for user in range(24)
+        for n, item in enumerate(rng.choice(60, 4, replace=False))
+    ]
+    for name, lines in tables.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    files = {name: str(tmp_path / f"{name}.csv") for name in tables}
+    settings = {"data.source": "files", "data.kcore": "none", "data.files.items": files["items"]}
+    settings |= {"data.files.interactions": files["rows"], "evaluate.max_users": 0}
+
+    def trained(targets: str) -> dict[str, np.ndarray]:
+        run = pipeline.Run(tiny({**settings, "train.targets": targets}), tmp_path, Writer(tmp_path))
+        for stage in (run.data.prepare, run.teacher.train, run.tokens.tokenize, run.llm.train):
+            stage()
+        assert len(run.llm._samples) == 24
+        return named(run.llm._params)
+
+    last, every = trained("last"), trained("all")
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    for name, values in last.items():
+        np.testing.assert_array_equal(values, every[name])
+
+
+def test_what_the_teacher_makes_of_a_history_is_told(copy):
+    """Of the very history that is shown, in training, validation and every order of the test; in whatever batches."""
+    cfg = {"prompts.user_repr": True, "order.permutations": 1, "llm.dtype": "fp32"}
+    pipeline.run(tiny(cfg), copy)
+    for stage, count in (("data", 1), ("teacher", 1), ("tokens", 1), ("checkpoints", 2)):
+        assert len(list((copy / stage).iterdir())) == count, stage
+    run = pipeline.Run(tiny(cfg), copy, Writer(copy))
+    told = []
+    for number in (0, 1):
+        histories = run.data.test_histories(number)
+        prompts = run.llm._user_prompts(histories).take(np.arange(len(histories)))
+        np.testing.assert_array_equal(prompts.cf_user_repr, run.teacher.users(histories))
+        told.append(prompts.cf_user_repr)
+    assert np.abs(told[0] - told[1]).max(axis=1).min() > 0
+    stages = run.llm._permuted(1), run.work.stage("vectors", VECTORS)
+    files = [stage.folder / "test.npz" for stage in stages]
+    before = [storage.read_arrays(file) for file in files]
+    for stage in ("vectors", "permuted"):
+        shutil.rmtree(copy / stage)
+    pipeline.run(tiny({**cfg, "evaluate.batch": 8}), copy, "evaluate")
+    for file, arrays in zip(files, before, strict=True):
+        for name, values in storage.read_arrays(file).items():
+            assert relative_error(values, arrays[name]) < 1e-6
