@@ -76,7 +76,8 @@ def _llm(run: Run, known: Sizes) -> float:
     total = 0.0
     if not work.stage("checkpoints", TRAIN).finished:
         users = min(train.max_users or known.users, known.users)
-        total += train.epochs * of(users, users * (1 + train.negatives), True)
+        samples = users * max(known.length - 3, 1) if train.targets == "all" else users
+        total += train.epochs * of(samples, samples * (1 + train.negatives), True)
         valid = min(cfg.evaluate.validation_users or known.users, known.users)
         seen = min(known.items, valid * (1 + cfg.evaluate.negatives))
         total += train.epochs * train.validations_per_epoch * of(valid, seen)

@@ -16,7 +16,8 @@ SCHEMA = 1  # of results.json, cases.json and experiments/*.json
 SHOWN = ("hr@10", "ndcg@10")
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # E24
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
-VARIANTS = {  # (setting, value) -> words (Table 12, Fig. 7)
+VARIANTS = {  # (setting, value) -> words (Tables 11, 12, Fig. 7)
+    ("prompts.user_repr", True): "user representation",
     ("distill.type", "contrastive"): "contrastive",
     ("train.targets", "all"): "auto-regressive",
 }

@@ -48,6 +48,7 @@ def test_tables_show_baselines_first_and_the_bound_last():
         ({}, "llm_srec"),
         ({"distill.weight": 0.0, "uniformity.weight": 0.0}, "llm_srec w/o distill, uniformity"),
         ({"distill.type": "contrastive"}, "llm_srec, contrastive"),
+        ({"prompts.user_repr": True}, "llm_srec, user representation"),
         (
             {"uniformity.weight": 0.0, "train.targets": "all", "order.train": "shuffled"},
             "llm_srec w/o uniformity, auto-regressive, shuffled training",

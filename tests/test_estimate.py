@@ -1,0 +1,47 @@
+"""Estimates before a run: they grow with what there is to do, and vanish with what is done."""
+
+import pytest
+
+from llmsrec_jax import config, estimate, pipeline
+from llmsrec_jax.writer import Writer
+from tests.systems import tiny
+
+RATE = 1e9
+
+
+def seconds(folder, changes=None, with_llm=True) -> float | None:
+    cfg = pipeline.settled(config.apply(tiny(), changes or {}))
+    return estimate.seconds(pipeline.Run(cfg, folder, Writer(folder)), with_llm, RATE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.epochs": 2},
+        {"train.targets": "all"},
+        {"order.permutations": 1},
+        {"train.validations_per_epoch": 4},
+        {"data.shop.users": 160, "evaluate.max_users": 80},
+        {"llm.path": "random:toy"},
+        {"teacher.epochs": 8},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_more_takes_longer(tmp_path, changes):
+    plain = seconds(tmp_path)
+    assert plain and seconds(tmp_path, changes) > 1.02 * plain
+    assert seconds(tmp_path, with_llm=False) < plain
+
+
+def test_nothing_is_known_of_files_that_were_not_read(tmp_path):
+    changes = {"data.source": "files", "data.files.interactions": str(tmp_path / "x.csv")}
+    assert seconds(tmp_path, changes) is None
+    published = {"data.source": "amazon", "data.category": "Electronics"}
+    assert seconds(tmp_path, published) > 10 * seconds(tmp_path)
+
+
+def test_what_is_finished_takes_no_time(tmp_path):
+    before = seconds(tmp_path, with_llm=False)
+    pipeline.run(tiny(), tmp_path, "teacher")
+    assert seconds(tmp_path, with_llm=False) == 0.0 < before
+    assert 0 < seconds(tmp_path) < seconds(tmp_path / "elsewhere")
