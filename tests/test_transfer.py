@@ -133,6 +133,23 @@ def test_ways_to_embed_unseen_items(copy, there, monkeypatch, unseen, trained):
         assert np.linalg.matrix_rank(table[1:] - table[1:].mean(axis=0)) > 1
 
 
+def test_how_vectors_are_computed_changes_no_number(copy, tmp_path, there):
+    """On other devices, the backbone shared out or items' prefixes at hand at home."""
+    cfg, other = there | {"transfer.unseen": "text"}, tmp_path / "other"
+    shutil.copytree(copy, other)
+    pipeline.run(tiny(HOME | cfg), copy)
+    cut = {"mesh.devices": 4, "mesh.fsdp": 2, "mesh.tensor": 2}
+    pipeline.run(tiny(HOME | cfg | cut), other)
+    of = lambda folder: {key: row["value"] for key, row in found(folder, "mrr@10").items()}
+    assert of(other) == pytest.approx(of(copy), rel=1e-6)
+    stored = opened(other, cfg | {"mesh.devices": 2, "mesh.fsdp": 2, "llm.item_store": "hbm"})
+    assert stored.llm.store is not None
+    shutil.rmtree(other / "transferred")
+    shutil.rmtree(other / "judged")
+    pipeline.perform(stored, "evaluate")
+    assert of(other) == pytest.approx(of(copy), rel=1e-6)
+
+
 def test_text_is_mapped_as_the_items_that_were_trained_on():
     """Where CF embeddings are linear in titles, those of other titles are found; untrained items are no examples."""
     rng = np.random.default_rng(0)
