@@ -10,6 +10,11 @@ Hardware: the paper used one A6000 (48 GB): 218 minutes per epoch, 28 per evalua
 Published (99 sampled negatives): NDCG@10 0.3044, HR@10 0.4885, on 27,601 users, 31,533 items, 292,308
 interactions after preprocessing. Not reproduced by this project so far.
 
+Evaluated on another dataset without training there (Table 7), its users sampled as in configs/cds.py:
+
+  python -m llmsrec_jax.main --config=configs/electronics.py --mode=reproduce --experiment=table7 \
+    --config.transfer.category=CDs_and_Vinyl --config.transfer.user_share=0.33
+
 The card of the prepared data shows our counts beside Table 10's. :reference draws users and filters as the authors did.
 
 Words after a colon, as in configs/electronics.py:reference,llama-3.1-8b, are the PRESETS of llmsrec_jax/config.py;

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 
 @dataclass
 class Files:
-    """Your own files (`data.source='files'`): CSV, TSV, JSONL (optionally .gz) or Parquet.
+    """Your own files (`data.source='files'`, `transfer`): CSV, TSV, JSONL (optionally .gz) or Parquet.
 
     RecBole's .inter and .item and MovieLens' .dat bring their own columns and unit.
     """
@@ -201,6 +201,21 @@ class Order:
 
 
 @dataclass
+class Transfer:
+    """Another dataset, to evaluate on it what was trained on `data` (Table 7, E13). What is not said here is as in `data`."""
+
+    category: str = ""  # an Amazon category
+    files: Files = field(
+        default_factory=Files
+    )  # or your own; without interactions or category: no transfer
+    name: str = ""  # dataset name in reports; '' = its own
+    user_share: float = 1.0  # of its users, as data.user_share
+    # CF embeddings of items that the teacher never saw: untrained ones of SASRec | zeros |
+    # those of a SASRec trained there | a ridge regression from their titles, fitted to the items it saw
+    unseen: Literal["random", "zero", "target", "text"] = "random"
+
+
+@dataclass
 class Mesh:
     """How the devices share the work; changes no result."""
 
@@ -226,6 +241,7 @@ class Config:
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
     order: Order = field(default_factory=Order)
+    transfer: Transfer = field(default_factory=Transfer)
     mesh: Mesh = field(default_factory=Mesh)
 
 

@@ -1,5 +1,6 @@
 """How long a run will take, before it starts: counted operations over this machine's matmul rate. At most, since training may stop early."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.keys import DATA, PERMUTED, TEACHER, TRAIN, VECTORS
 from llmsrec_jax.llama import flops
 from llmsrec_jax.pipeline import Run
+from llmsrec_jax.stages.transfer import Transfer
+from llmsrec_jax.stages.work import Work
 
 TITLE, AROUND = (
     30,
@@ -34,9 +37,9 @@ def rate(cfg: config.Config) -> float:
     return stages.peak(stages.Bench(system, 3, print))["flops_per_s"]
 
 
-def sizes(run: Run) -> Sizes | None:
+def sizes(work: Work) -> Sizes | None:
     """From the data card; before the data are prepared, from what is published of them, or None."""
-    cfg, stage = run.work.cfg.data, run.work.stage("data", DATA)
+    cfg, stage = work.cfg.data, work.stage("data", DATA)
     if stage.finished:
         card = stage.info["card"]
         return Sizes(card["users"], card["items"], card["length_mean"])
@@ -50,29 +53,53 @@ def sizes(run: Run) -> Sizes | None:
 
 def seconds(run: Run, with_llm: bool, flops_per_s: float) -> float | None:
     """Of all stages that are not finished; None where nothing is known of the data."""
-    cfg, work, known = run.work.cfg, run.work, sizes(run)
+    work, known = run.work, sizes(run.work)
     if known is None:
         return None
-    total, teacher = 0.0, cfg.teacher
-    if not work.stage("teacher", TEACHER).finished:
-        n = min(known.length, teacher.max_len)
-        of_window = 12 * teacher.d**2 * n * teacher.blocks + 2 * teacher.d * n
-        total += 3 * of_window * known.users * teacher.epochs / TEACHER_SHARE
+    total = _teacher(work, known)
     if with_llm:
-        total += _llm(run, known) / LLM_SHARE
+        total += _llm(work, known)
     return total / flops_per_s
 
 
-def _llm(run: Run, known: Sizes) -> float:
+def transfer_seconds(transfer: Transfer, flops_per_s: float) -> float | None:
+    """Of what comes on top for another dataset; None where nothing is known of it."""
+    work, known = transfer.work, sizes(transfer.work)
+    if known is None:
+        return None
+    total = 0.0 if transfer.encoded else _encode(work, known, _tested(work, known), known.items)
+    if transfer.trains:
+        total += _teacher(work, known)
+    return total / flops_per_s
+
+
+def _teacher(work: Work, known: Sizes) -> float:
+    """Operations of training it, if it is not there, as if they ran at the matmul rate."""
+    if work.stage("teacher", TEACHER).finished:
+        return 0.0
+    teacher = work.cfg.teacher
+    n = min(known.length, teacher.max_len)
+    of_window = 12 * teacher.d**2 * n * teacher.blocks + 2 * teacher.d * n
+    return 3 * of_window * known.users * teacher.epochs / TEACHER_SHARE
+
+
+def _encode(work: Work, known: Sizes, users: float, items: float, backward: bool = False) -> float:
+    """Operations of so many user and item prompts, as `_teacher`."""
+    cfg, shape = work.cfg.prompts, work.keys.backbone[0]
+    shown = min(known.length, cfg.history_len)
+    user = int(min(cfg.max_tokens, OUTRO + shown * (TITLE + AROUND)))
+    cost = lambda tokens: flops.whole(shape, np.array([tokens]), backward=backward)
+    return (users * cost(user) + items * cost(TITLE + AROUND)) / LLM_SHARE
+
+
+def _tested(work: Work, known: Sizes) -> int:
+    return min(work.cfg.evaluate.max_users or known.users, known.users)
+
+
+def _llm(work: Work, known: Sizes) -> float:
     """Operations of training and encoding what is not yet there."""
-    cfg, work, train = run.work.cfg, run.work, run.work.cfg.train
-    shape = work.keys.backbone[0]
-    shown = min(known.length, cfg.prompts.history_len)
-    user = int(min(cfg.prompts.max_tokens, OUTRO + shown * (TITLE + AROUND)))
-    cost = lambda tokens, back: flops.whole(shape, np.array([tokens]), backward=back)
-    of = lambda users, items, back=False: (
-        users * cost(user, back) + items * cost(TITLE + AROUND, back)
-    )
+    cfg, train = work.cfg, work.cfg.train
+    of = partial(_encode, work, known)
     total = 0.0
     if not work.stage("checkpoints", TRAIN).finished:
         users = min(train.max_users or known.users, known.users)
@@ -81,7 +108,7 @@ def _llm(run: Run, known: Sizes) -> float:
         valid = min(cfg.evaluate.validation_users or known.users, known.users)
         seen = min(known.items, valid * (1 + cfg.evaluate.negatives))
         total += train.epochs * train.validations_per_epoch * of(valid, seen)
-    tested = min(cfg.evaluate.max_users or known.users, known.users)
+    tested = _tested(work, known)
     if not work.stage("vectors", VECTORS).finished:
         total += of(tested, known.items)
     for number in range(1, cfg.order.permutations + 1):

@@ -9,7 +9,7 @@ import numpy as np
 from llmsrec_jax import config, estimate, pipeline
 from llmsrec_jax.benchmark import measure
 from llmsrec_jax.checkpoint import Stage, read_json
-from llmsrec_jax.experiments import CARD, RECORDS, SPEED, Column, Row
+from llmsrec_jax.experiments import CARD, RECORDS, SPEED, TRANSFER, Column, Row
 from llmsrec_jax.keys import DATA
 from llmsrec_jax.llama import config as llama
 from llmsrec_jax.outcomes import Outcomes
@@ -47,11 +47,12 @@ class Judged:
 
     def __init__(self, run: pipeline.Run, with_llm: bool):
         self.run, self.with_llm = run, with_llm
+        self.judgement = run.judgement if with_llm else run.teacher_judgement
         self.title = "LLM-SRec" if with_llm else "SASRec"
 
     @property
     def finished(self) -> bool:
-        return self._is_here and self.run.judgement.stage(self.with_llm).finished
+        return self._is_here and self.judgement.stage.finished
 
     @property
     def _is_here(self) -> bool:
@@ -69,16 +70,16 @@ class Judged:
 
     @cached_property
     def outcomes(self) -> Outcomes:
-        return self.run.judgement.outcomes(self.with_llm)
+        return self.judgement.outcomes()
 
     @cached_property
     def _records(self) -> dict[tuple[str, ...], dict[str, Any]]:
         names = ("model", "condition", "protocol", "slice", "metric")
-        records = self.run.judgement.records(self.with_llm)
+        records = self.judgement.records()
         return {tuple(one[name] for name in names): one for one in records}
 
     def find(self, row: Row, column: Column) -> Found | None:
-        name = self.run.judgement.names[row.model]
+        name = self.judgement.names[row.model]
         key = (name, column.condition, column.protocol, column.slice, column.metric)
         found = self._records.get(key)
         return None if found is None else Found(found["value"], found["se"], found["users"])
@@ -88,6 +89,28 @@ class Judged:
         parts = row.model, column.protocol, column.condition, self.run.work.cfg.evaluate
         values = self.outcomes.values(*parts).get(column.metric)
         return None if values is None else values[self.outcomes.slices[column.slice]]
+
+
+class Transferred(Judged):
+    """A run, up to its judgement on the other dataset."""
+
+    def __init__(self, run: pipeline.Run, with_llm: bool):
+        """Raises ValueError: there is no other dataset."""
+        super().__init__(run, with_llm)
+        self._transfer = run.transfer
+        if self._transfer is None:
+            raise ValueError(
+                "no other dataset is named: set transfer.category, or transfer.files.interactions and "
+                "transfer.files.items"
+            )
+        self.judgement = self._transfer.judgement
+
+    def seconds(self, flops_per_s: float) -> float | None:
+        home = super().seconds(flops_per_s)
+        if home is None or self._transfer is None:
+            return None
+        there = estimate.transfer_seconds(self._transfer, flops_per_s)
+        return None if there is None else home + there
 
 
 class Card:
@@ -148,6 +171,7 @@ class Speed:
 
 KINDS: dict[str, Callable[[pipeline.Run, bool], Job]] = {
     RECORDS: Judged,
+    TRANSFER: Transferred,
     CARD: Card,
     SPEED: Speed,
 }

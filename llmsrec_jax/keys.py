@@ -26,11 +26,13 @@ TRAIN = (
 )
 VECTORS = (*TRAIN, *CANDIDATES["test"])
 PERMUTED = (*VECTORS, "order.scope")
+TRANSFERRED = (*VECTORS, "transfer")  # vectors on another dataset, whose settings follow from these
 _RULES = ("order", "evaluate.ties", "evaluate.mask_seen", "evaluate.score", "evaluate.ks")
 JUDGED = {  # with LLM-SRec or without -> fields of what is said of the models
     True: (*VECTORS, *_RULES),
     False: (*TEACHER, *CANDIDATES["test"], *_RULES, "prompts.history_len"),
 }
+JUDGED_ELSEWHERE = (*JUDGED[True], "transfer")
 OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
 
 
@@ -73,6 +75,8 @@ _CONTENT = {
     "data.cache_dir": Keys._of_cache,
     "data.files.interactions": Keys._of_file,
     "data.files.items": Keys._of_file,
+    "transfer.files.interactions": Keys._of_file,
+    "transfer.files.items": Keys._of_file,
     "llm.path": Keys._of_backbone,
     "llm.tokenizer": Keys._of_tokenizer,
 }

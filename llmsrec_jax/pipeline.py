@@ -1,4 +1,4 @@
-"""The order of the stages: prepare -> tokens -> teacher -> train -> encode -> evaluate. Each leaves an artefact keyed by what it depends on.
+"""The order of the stages: prepare -> tokens -> teacher -> train -> encode -> evaluate (-> transfer). Each leaves an artefact keyed by what it depends on.
 
 A finished stage is skipped, an interrupted one resumes. Stages of other configurations live beside each other in
 one work folder, so that ablations share data, teacher and tokens.
@@ -11,13 +11,17 @@ from pathlib import Path
 from llmsrec_jax import config, parallel, processes, rules, stores
 from llmsrec_jax.checkpoint import Lock, write_json
 from llmsrec_jax.llama import weights
+from llmsrec_jax.stages.entrants import Trained
 from llmsrec_jax.stages.judgement import Judgement
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.tokens import Tokens
+from llmsrec_jax.stages.transfer import Transfer, elsewhere
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer
+
+CASES = "cases.json"
 
 
 class Run:
@@ -29,10 +33,14 @@ class Run:
         self.tokens = Tokens(self.work, self.data)
         self.teacher = Teacher(self.work, self.data)
         self.llm = LLMRec(self.work, self.data, self.tokens, self.teacher)
-        self.judgement = Judgement(self.work, self.data, self.teacher, self.llm)
+        trained = self.work, self.data, self.teacher
+        self.judgement = Judgement(self.work, self.data, Trained(*trained, self.llm), CASES)
+        self.teacher_judgement = Judgement(self.work, self.data, Trained(*trained, None), CASES)
+        there, home = elsewhere(cfg), (self.data, self.tokens, self.teacher, self.llm)
+        self.transfer = None if there is None else Transfer(self.work, there, *home)
 
 
-Step = Callable[[Run], None]
+Step = Callable[[Run], object]
 TRAIN: tuple[Step, ...] = (
     lambda run: run.data.prepare(),
     lambda run: run.data.require_order(),
@@ -46,17 +54,22 @@ TRAIN: tuple[Step, ...] = (
 EVALUATE: tuple[Step, ...] = (
     lambda run: run.llm.encode(),
     lambda run: run.llm.encode_permuted(),
-    lambda run: run.judgement.judge(with_llm=True),
+    lambda run: run.judgement.judge(),
+    lambda run: run.transfer and run.transfer.evaluate(),
+)
+BEFORE: tuple[Step, ...] = (  # bad data are found before anything is trained
+    TRAIN[0],
+    lambda run: run.transfer and run.transfer.prepare(),
 )
 STEPS: dict[str, tuple[Step, ...]] = {  # mode -> what it does, in order
     "prepare": TRAIN[:1],
     "teacher": (
         *(*TRAIN[:2], lambda run: run.teacher.train()),
-        lambda run: run.judgement.judge(with_llm=False),
+        lambda run: run.teacher_judgement.judge(),
     ),
     "train": TRAIN,
-    "evaluate": (lambda run: run.llm.require_trained(), *TRAIN, *EVALUATE),
-    "run": (*TRAIN, *EVALUATE),
+    "evaluate": (lambda run: run.llm.require_trained(), *BEFORE, *TRAIN[1:], *EVALUATE),
+    "run": (*BEFORE, *TRAIN[1:], *EVALUATE),
 }
 
 

@@ -22,7 +22,7 @@ from llmsrec_jax import (
     rules,
 )
 from llmsrec_jax.checkpoint import write_json
-from llmsrec_jax.experiments import Column, Row
+from llmsrec_jax.experiments import TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
 from llmsrec_jax.results import SCHEMA
@@ -71,17 +71,18 @@ class Experimenter:
     def _cell(self, row: Row, column: Column, seed: int) -> Cell:
         if row.missing:
             return Cell(row, column, seed, None, row.missing)
+        kind = self.experiment.kind
+        with_llm = row.model == "llm_srec" or column.metric.startswith("alone") or kind == TRANSFER
         try:
             base = config.apply(self.cfg, {"seed": seed})
             cfg = pipeline.settled(experiments.cell(base, self.experiment, row, column))
             rules.validate(cfg)
+            key = json.dumps([with_llm, config.to_dict(cfg)], sort_keys=True)
+            if key not in self._jobs:
+                run = pipeline.Run(cfg, self.workdir, self.writer)
+                self._jobs[key] = KINDS[kind](run, with_llm)
         except ValueError as error:
             return Cell(row, column, seed, None, str(error))
-        with_llm = row.model == "llm_srec" or column.metric.startswith("alone")
-        key = json.dumps([with_llm, config.to_dict(cfg)], sort_keys=True)
-        if key not in self._jobs:
-            run = pipeline.Run(cfg, self.workdir, self.writer)
-            self._jobs[key] = KINDS[self.experiment.kind](run, with_llm)
         return Cell(row, column, seed, self._jobs[key], "")
 
     @property
@@ -152,7 +153,7 @@ class Experimenter:
             "experiment": self.name,
             "title": one.title,
             "source": one.source,
-            "dataset": self.cfg.data.name or self.cfg.data.source,
+            "dataset": self._dataset,
             "seeds": [*self.seeds],
             "choices": dict(experiments.CHOICES[name] for name in one.choices),
             "figure": one.figure,
@@ -167,12 +168,30 @@ class Experimenter:
             "histograms": self._histograms() if one.figure == "histogram" else [],
         }
 
+    @property
+    def _printed(self) -> str:
+        """The dataset for which the paper prints such numbers; '' = none."""
+        data, there = self.cfg.data, self.cfg.transfer.category
+        category = data.category if data.source == "amazon" else ""
+        if self.experiment.kind != TRANSFER:
+            return category
+        return there if category == published.TRAINED_ON else ""
+
+    @property
+    def _dataset(self) -> str:
+        """What the numbers are of, for a person."""
+        data, there = self.cfg.data, self.cfg.transfer
+        here = data.name or data.source
+        if self.experiment.kind != TRANSFER:
+            return here
+        return f"{here} -> {there.name or there.category or Path(there.files.interactions).name}"
+
     def _of(self, row: Row, column: Column) -> list[Cell]:
         return [c for c in self.cells if c.row is row and c.column is column]
 
     def _told(self, row: Row, column: Column, number: int) -> dict[str, Any]:
         """One cell over all seeds."""
-        data, values, why = self.cfg.data, [], ""
+        values, why = [], ""
         for cell in self._of(row, column):
             found = None
             if cell.job is None:
@@ -186,11 +205,10 @@ class Experimenter:
                 values.append({"seed": cell.seed, **found._asdict()})
         each = [v["value"] for v in values]
         ses = [v["se"] for v in values if v["se"] is not None]
-        category = data.category if data.source == "amazon" else ""
         return {
             **{"row": row.name, "column": column.name, "metric": column.metric},
             **{"protocol": column.protocol, "slice": column.slice, "condition": column.condition},
-            "published": published.value(self.name, category, row.name, number),
+            "published": published.value(self.name, self._printed, row.name, number),
             "values": values,
             "mean": float(np.mean(each)) if each else None,
             "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None,

@@ -12,7 +12,7 @@ from llmsrec_jax.checkpoint import read_json, write_json
 from llmsrec_jax.writer import table
 
 Record = dict[str, Any]
-SCHEMA = 1  # of results.json, cases.json and experiments/*.json
+SCHEMA = 2  # of results.json, cases.json and experiments/*.json
 SHOWN = ("hr@10", "ndcg@10")
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # E24
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
@@ -43,17 +43,32 @@ def label(cfg: config.Config) -> str:
     return trained(", ".join([name, *others]), cfg)
 
 
+def names(cfg: config.Config) -> dict[str, str]:
+    """What trained models are called."""
+    return {"teacher": trained("teacher", cfg), "llm_srec": label(cfg)}
+
+
+def transferred(name: str, trained_on: str, unseen: str) -> str:
+    """Of a model on another dataset than its own, and what its unseen items have for CF embeddings (E13)."""
+    return f"{name} from {trained_on}, unseen items {unseen}"
+
+
 def digest(candidates: np.ndarray) -> str:
     """What tells candidate sets apart: numbers of different ones cannot be compared."""
     return hashlib.blake2b(candidates.tobytes(), digest_size=8).hexdigest()
 
 
 def common(
-    cfg: config.Config, fields: dict[str, Any], dataset: str, candidates_hash: str
+    cfg: config.Config,
+    fields: dict[str, Any],
+    dataset: str,
+    trained_on: str,
+    candidates_hash: str,
 ) -> Record:
     """What the records of one model share; `fields` are the settings its numbers depend on."""
     return {
         "dataset": dataset,
+        "trained_on": trained_on,
         "split": "test",
         "seed": cfg.seed,
         "candidates_hash": candidates_hash,
@@ -71,7 +86,10 @@ def _git() -> str:
         return ""
 
 
-IDENTITY = ("model", "config_hash", "candidates_hash", "dataset", "split", "seed", "condition")
+IDENTITY = (
+    *("model", "config_hash", "candidates_hash", "dataset", "trained_on", "split", "seed"),
+    "condition",
+)
 
 
 def _identity(record: Record) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 
-from llmsrec_jax.config import Config, Data, closest, flatten, typed
+from llmsrec_jax.config import Config, Data, Transfer, closest, flatten, typed
 
 # What a number may be; every number of the tree is in exactly one row (a test checks it).
 RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
@@ -38,7 +38,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda v: v > 0,
         ("teacher.lr", "distill.temperature", "uniformity.temperature", "train.lr"),
     ),
-    "above 0 and at most 1": (lambda v: 0 < v <= 1, ("data.user_share", "train.lr_decay")),
+    "above 0 and at most 1": (
+        lambda v: 0 < v <= 1,
+        ("data.user_share", "transfer.user_share", "train.lr_decay"),
+    ),
     "from 0 to 1": (lambda v: 0 <= v <= 1, ("data.shop.late_items", "data.shop.order")),
     "at least 0 and below 1": (
         lambda v: 0 <= v < 1,
@@ -49,7 +52,8 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
 # Texts that may be empty; every other one must say something.
 MAY_BE_EMPTY = (
     *("data.name", "data.files.interactions", "data.files.items", "data.category", "llm.revision"),
-    *("data.manual_dir", "data.base_url", "data.cache_dir", "llm.tokenizer"),
+    *("data.manual_dir", "data.base_url", "data.cache_dir", "llm.tokenizer", "transfer.name"),
+    *("transfer.category", "transfer.files.interactions", "transfer.files.items"),
 )
 
 METRIC = re.compile(r"(hr|ndcg|mrr)@([1-9][0-9]*)")
@@ -69,7 +73,8 @@ def validate(config: Config) -> None:
     for name, value in values.items():
         if value == "" and name not in MAY_BE_EMPTY:
             raise ValueError(f"{name} is empty: give it a value")
-    _check_source(config.data)
+    _check_source(config.data, config.transfer)
+    _check_transfer(config.transfer)
     _check_metrics(config)
     llm, teacher, rounded = config.llm, config.teacher, config.llm.item_store_dtype != "auto"
     if teacher.d % teacher.heads:
@@ -87,18 +92,34 @@ def validate(config: Config) -> None:
         )
 
 
-def _check_source(data: Data) -> None:
+def _check_source(data: Data, transfer: Transfer) -> None:
     files = "--config.data.files.interactions=PATH --config.data.files.items=PATH"
     how = f"--config.data.source=files {files}"
     if data.source == "amazon" and not data.category:
         raise ValueError("data.category is empty: name one, as --config.data.category=Electronics")
-    if data.source != "amazon" and (data.manual_dir or data.base_url):
+    fetched = data.source == "amazon" or transfer.category
+    if not fetched and (data.manual_dir or data.base_url):
         what = "data.manual_dir or data.base_url"
         raise ValueError(f"{what} is set but data.source={data.source!r} ignores it")
     if data.source == "files" and not data.files.interactions:
         raise ValueError(f"data.files.interactions is empty: name your files with {how}")
     if data.source == "shop" and (data.files.interactions or data.files.items):
         raise ValueError(f"data.files is set but data.source='shop' ignores it: {how}")
+
+
+def _check_transfer(transfer: Transfer) -> None:
+    files = transfer.files
+    how = (
+        "--config.transfer.category=CDs_and_Vinyl, "
+        "or --config.transfer.files.interactions=PATH --config.transfer.files.items=PATH"
+    )
+    if transfer.category and files.interactions:
+        raise ValueError(f"transfer.category and transfer.files.interactions: give one, as {how}")
+    if files.interactions and not files.items:
+        raise ValueError("transfer.files.items is empty: LLM-SRec reads the titles of its items")
+    for name, value in (("name", transfer.name), ("files.items", files.items)):
+        if value and not (transfer.category or files.interactions):
+            raise ValueError(f"transfer.{name}={value!r} alone names no dataset: {how}")
 
 
 def _check_metrics(config: Config) -> None:

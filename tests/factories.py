@@ -1,5 +1,7 @@
 """Small made datasets for tests."""
 
+from pathlib import Path
+
 import numpy as np
 
 from llmsrec_jax.data.interactions import Catalog, UserSequences, offsets_of
@@ -42,3 +44,16 @@ def random_dataset(users: int = 30, items: int = 60, longest: int = 14, seed: in
     rng = np.random.default_rng(seed)
     lengths = rng.integers(5, longest + 1, users)
     return dataset([rng.choice(items, n, replace=False) + 1 for n in lengths], items)
+
+
+def files(made: Dataset, folder: Path) -> dict[str, str]:
+    """`made` as tables of your own: {setting of config.Files: path}."""
+    interactions, keys = ["user,item,timestamp"], made.catalog.keys
+    for user, name in enumerate(made.user_keys):
+        rows = zip(*made.known()[user], strict=True)
+        interactions += [f"{name},{keys[item]},{time}" for item, time in rows]
+    items = ["item,title", *map(",".join, zip(keys[1:], made.catalog.titles[1:], strict=True))]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("interactions", interactions), ("items", items)):
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return {name: str(folder / f"{name}.csv") for name in ("interactions", "items")}

@@ -106,12 +106,25 @@ def test_apply_refuses(name, value, message):
             "data.category is empty: name one, as --config.data.category=E",
         ),
         ({"data.base_url": "http://x"}, "base_url is set but data.source='shop' ignores it"),
+        ({"transfer.name": "x"}, "transfer.name='x' alone names no dataset: --config.transfer.cat"),
+        ({"transfer.files.items": "x"}, "transfer.files.items='x' alone names no dataset"),
+        ({"transfer.files.interactions": "x"}, "transfer.files.items is empty: LLM-SRec reads"),
+        (
+            {"transfer.files.interactions": "x", "transfer.category": "CDs_and_Vinyl"},
+            "transfer.category and transfer.files.interactions: give one",
+        ),
+        ({"transfer.user_share": 0.0}, "transfer.user_share=0.0: must be above 0 and at most 1"),
         ({"data.manual_dir": "x"}, "manual_dir or data.base_url is set but data.source='shop' ig"),
     ],
 )
 def test_validate_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
         rules.validate(config.apply(config.Config(), changes))
+
+
+def test_a_folder_of_amazon_s_files_may_be_for_the_other_dataset():
+    there = {"transfer.category": "CDs_and_Vinyl", "data.manual_dir": "x"}
+    rules.validate(config.apply(config.Config(), there))
 
 
 def test_validate_sees_what_was_assigned_past_apply():

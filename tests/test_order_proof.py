@@ -87,7 +87,7 @@ def test_the_suite_finds_order_where_it_is(tmp_path, order, least, most):
         with pipeline.opened(cfg, tmp_path) as out, out.hushed():
             run = pipeline.Run(cfg, tmp_path, out)
             pipeline.perform(run, "teacher")
-        teacher = run.judgement.outcomes(with_llm=False).models["teacher"]
+        teacher = run.teacher_judgement.outcomes().models["teacher"]
         before, after = (
             teacher.values("sampled", condition, cfg.evaluate)["ndcg@10"]
             for condition in (evaluate.ORIGINAL, evaluate.SHUFFLED)

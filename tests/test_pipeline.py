@@ -20,13 +20,13 @@ from llmsrec_jax.results import BEYOND
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer, read_log
-from tests.factories import random_dataset
+from tests.factories import files, random_dataset
 from tests.systems import tiny
 
 PACKAGE = Path(pipeline.__file__).parent
 FIELDS = {
     *("model", "dataset", "split", "protocol", "slice", "metric", "value", "se", "users", "seed"),
-    *("candidates_hash", "config_hash", "git", "condition"),
+    *("candidates_hash", "config_hash", "git", "condition", "trained_on"),
 }
 ABLATION = {"distill.weight": 0.0, "uniformity.weight": 0.0}
 
@@ -101,6 +101,7 @@ def test_results(finished):
         assert row["se"] is None if row["metric"] == "coverage@10" else math.isfinite(row["se"])
         assert row["users"] > 0
         assert (row["dataset"], row["split"], row["seed"]) == ("tiny", "test", 0)
+        assert row["trained_on"] == "tiny"
     assert len({row["candidates_hash"] for row in rows}) == 1
     named = {row["slice"] for row in rows}
     assert named <= {
@@ -197,17 +198,11 @@ def test_another_seed_gives_others(finished, tmp_path):
 
 @pytest.fixture
 def ids_only(tmp_path) -> config.Config:
-    made, lines = random_dataset(users=30, items=60), ["user,item,timestamp"]
-    everything = zip(made.valid_item, made.valid_time, made.test_item, made.test_time, strict=True)
-    for user, (valid, valid_time, test, test_time) in enumerate(everything):
-        rows = [*zip(*made.train[user], strict=True), (valid, valid_time), (test, test_time)]
-        lines += [f"u{user},i{item},{time}" for item, time in rows]
-    path = tmp_path / "interactions.csv"
-    path.write_text("\n".join(lines) + "\n")
+    made = files(random_dataset(users=30, items=60), tmp_path)
     return tiny(
         {
             "data.source": "files",
-            "data.files.interactions": str(path),
+            "data.files.interactions": made["interactions"],
             "evaluate.negatives": 20,
             "evaluate.max_users": 0,
         }
@@ -423,7 +418,7 @@ def test_every_setting_is_read():
 
 def test_every_setting_is_in_a_key_or_changes_no_number():
     """A stage made with other settings is never taken for this one's."""
-    keyed = config.subset(config.Config(), keys.PERMUTED)
+    keyed = config.subset(config.Config(), (*keys.PERMUTED, *keys.TRANSFERRED))
     free = {name for name, _, _ in config.flatten(config.Config())} - set(keyed)
     assert free == {
         *("llm.remat", "train.length_groups", "train.shapes", "train.parts", "llm.item_store"),

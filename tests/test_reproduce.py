@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import config, pipeline, reproduce, results, train
+from llmsrec_jax.writer import Writer
+from tests.factories import files, random_dataset
 from tests.systems import tiny
 
 
@@ -144,3 +146,66 @@ def test_data_that_cannot_answer(tmp_path, items, time, why):
     lost = cells["SASRec", "original"]
     assert lost["status"] == "not run" and re.search(why, lost["why"])
     assert cells["LLM-SRec", "original"]["status"] == "not run"
+
+
+def test_another_dataset(suite, tmp_path, monkeypatch, capsys):
+    """The trained models are there: only the teacher of the other dataset trains, where it is asked for."""
+    folder, fit, trained = tmp_path / "copy", train.fit, []
+    shutil.copytree(suite, folder)
+    made = files(random_dataset(users=50, items=80), tmp_path / "files")
+    there = {f"transfer.files.{name}": path for name, path in made.items()}
+    monkeypatch.setattr(train, "fit", lambda job, *args: trained.append(job) or fit(job, *args))
+    cfg = tiny(there | {"transfer.name": "there"})
+    reproduce.run(cfg, folder, "table7", seeds=(0,), dry_run=True)
+    assert "4 of 4 runs to do" in capsys.readouterr().out and not trained
+    reproduce.run(cfg, folder, "table7", seeds=(0,))
+    assert [job.stage for job in trained] == ["teacher"]
+    told = load(folder, "table7")
+    assert told["dataset"] == "tiny -> there"
+    cells = {(c["row"], c["column"]): c for c in told["cells"]}
+    for (row, _), cell in cells.items():
+        assert cell["status"] == ("done" if row in ("SASRec", "LLM-SRec") else "missing")
+        assert cell["published"] is None
+    records = results.read(folder / "results.json")
+    for row, model in (("SASRec", "teacher"), ("LLM-SRec", "llm_srec")):
+        for way in ("random", "zero", "target", "text"):
+            name = f"{model} from tiny, unseen items {way}"
+            (wanted,) = (
+                r["value"]
+                for r in records
+                if (r["model"], r["metric"], r["protocol"]) == (name, "hr@10", "sampled")
+                and r["slice"] == "all"
+            )
+            assert cells[row, f"unseen items {way}"]["mean"] == wanted
+    whats = {one["what"] for one in told["differences"] if one["row"] == "SASRec"}
+    instead = {f"unseen items {way} instead of unseen items random" for way in WAYS}
+    assert instead <= whats and len(whats) == 3 + 4
+
+
+WAYS = ("zero", "target", "text")
+
+
+def test_without_another_dataset_the_setting_is_named(tmp_path, capsys):
+    reproduce.run(tiny(), tmp_path, "table7", seeds=(0,))
+    cells = {(c["row"], c["column"]): c for c in load(tmp_path, "table7")["cells"]}
+    lost = cells["LLM-SRec", "unseen items zero"]
+    assert lost["status"] == "not run" and "set transfer.category" in lost["why"]
+    assert cells["LLaRA", "unseen items zero"]["status"] == "missing"
+    assert "0 of 0 runs to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("home", "there", "printed"),
+    [
+        ("Electronics", "CDs_and_Vinyl", 0.1369),
+        ("Electronics", "Movies_and_TV", None),
+        ("Movies_and_TV", "CDs_and_Vinyl", None),
+    ],
+)
+def test_what_the_paper_prints_is_of_both_datasets(tmp_path, home, there, printed):
+    settings = {"data.source": "amazon", "data.category": home, "transfer.category": there}
+    cfg = pipeline.settled(tiny(settings))
+    one = reproduce.Experimenter("table7", cfg, (0,), tmp_path, Writer(tmp_path))
+    told = {(c["row"], c["column"]): c["published"] for c in one.result()["cells"]}
+    assert told["LLM-SRec", "unseen items random"] == printed
+    assert told["LLM-SRec", "unseen items zero"] is None

@@ -2,32 +2,20 @@
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from llmsrec_jax import cases, evaluate, outcomes, processes, results
 from llmsrec_jax.checkpoint import Stage, read_json, write_json
-from llmsrec_jax.data import shop
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.slices import slices
 from llmsrec_jax.evaluate import Counts, Vectors
-from llmsrec_jax.keys import DATA, JUDGED, TEACHER, TRAIN
 from llmsrec_jax.outcomes import Outcome, Outcomes
 from llmsrec_jax.results import Record
-from llmsrec_jax.stages.llm import LLMRec
+from llmsrec_jax.stages.entrants import Entrants, Model
 from llmsrec_jax.stages.preparation import Prepared
-from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.work import Work
-
-FIELDS = {"popularity": DATA, "bayes bound": DATA, "teacher": TEACHER, "llm_srec": TRAIN}
-
-
-class Model(NamedTuple):
-    """What is judged."""
-
-    vectors: Vectors
-    permuted: list[np.ndarray]  # user vectors [U, R] of histories in other orders
 
 
 def _stacked(each: list[Counts]) -> Counts:
@@ -39,56 +27,37 @@ def _stacked(each: list[Counts]) -> Counts:
 class Judgement:
     """What is said of the models in the end."""
 
-    def __init__(self, work: Work, data: Prepared, teacher: Teacher, llm: LLMRec):
-        self._work, self._data, self._teacher, self._llm = work, data, teacher, llm
+    def __init__(self, work: Work, data: Prepared, entrants: Entrants, cases: str):
+        """data: what they are judged on. cases: a file of the work folder."""
+        self._work, self._data, self._entrants, self._cases = work, data, entrants, cases
 
-    def judge(self, with_llm: bool) -> None:
-        """Ranks every test user, once; writes results.json and cases.json and shows tables."""
-        stage = self.stage(with_llm)
+    def judge(self) -> None:
+        """Ranks every test user, once; writes results.json and the cases and shows tables."""
+        stage = self.stage
         if not self._work.done(stage):
-            models = self._models(with_llm)  # by all processes
+            models = self._entrants.models()  # by all processes
             self._work.once(stage, lambda stage: self._make(stage, models))
         with processes.led("evaluation") as leads:
             if leads:
                 self._show(stage)
 
-    def stage(self, with_llm: bool) -> Stage:
+    @property
+    def stage(self) -> Stage:
         """Of the outcomes, the records and the cases."""
-        return self._work.stage("judged", JUDGED[with_llm])
+        return self._work.stage("judged", self._entrants.fields, schema=results.SCHEMA)
 
-    def records(self, with_llm: bool = True) -> list[Record]:
-        """Of all models, of a finished judgement."""
-        return results.read(self.stage(with_llm).folder / "results.json")
-
-    def outcomes(self, with_llm: bool = True) -> Outcomes:
-        """Of a finished judgement."""
-        return Outcomes.load(self.stage(with_llm).folder / "outcomes.npz")
-
-    @cached_property
+    @property
     def names(self) -> dict[str, str]:
         """What every model is called in tables."""
-        cfg = self._work.cfg
-        called = {"teacher": results.trained("teacher", cfg), "llm_srec": results.label(cfg)}
-        return {name: called.get(name, name) for name in FIELDS}
+        return self._entrants.names
 
-    def _models(self, with_llm: bool) -> dict[str, Model]:
-        cfg, dataset = self._work.cfg, self._data.dataset
-        users, _ = self._data.candidates("test")
-        first, *others = [
-            self._teacher.users(self._data.test_histories(number))
-            for number in range(cfg.order.permutations + 1)
-        ]
-        popular = evaluate.popularity(dataset, users)
-        models = {
-            "popularity": Model(popular, [popular.user] * len(others)),
-            "teacher": Model(Vectors(first, self._teacher.items), others),
-        }
-        if with_llm:
-            models["llm_srec"] = Model(self._llm.vectors, self._llm.permuted)
-        if cfg.data.source == "shop":
-            made = shop.generate(cfg.data.shop, cfg.seed)
-            models["bayes bound"] = Model(Vectors(*made.bayes(dataset, users, "test")), [])
-        return models
+    def records(self) -> list[Record]:
+        """Of all models, of a finished judgement."""
+        return results.read(self.stage.folder / "results.json")
+
+    def outcomes(self) -> Outcomes:
+        """Of a finished judgement."""
+        return Outcomes.load(self.stage.folder / "outcomes.npz")
 
     def _make(self, stage: Stage, models: dict[str, Model]) -> dict[str, Any]:
         work, dataset, seed = self._work, self._data.dataset, self._work.cfg.seed
@@ -98,9 +67,9 @@ class Judgement:
         found = Outcomes(users, digest, masks, each)
         found.save(stage.folder / "outcomes.npz")
         rows: list[Record] = []
-        for name in models:
-            fields = work.keys(FIELDS[name])
-            about = results.common(work.cfg, fields, dataset.name, digest)
+        for name, model in models.items():
+            where = dataset.name, model.trained_on, digest
+            about = results.common(work.cfg, model.settings, *where)
             rows += found.records(name, work.cfg, {"model": self.names[name], **about})
         results.merge(stage.folder / "results.json", rows)
         write_json(stage.folder / "cases.json", cases.collect(found, dataset, self.names, seed))
@@ -144,6 +113,6 @@ class Judgement:
         merged = results.merge(work.workdir / "results.json", rows)
         work.writer.say(results.tables(merged, rows[-1]))
         found = read_json(stage.folder / "cases.json")
-        write_json(work.workdir / "cases.json", found)
+        write_json(work.workdir / self._cases, found)
         for case in found["cases"][: cfg.evaluate.show_users]:
             work.writer.say(cases.render(case, cfg.prompts.history_len))

@@ -116,6 +116,16 @@ class LLMRec:
         kept = None if self.store is None else self.store.resident
         return llm4rec.Frozen(self._backbone[1], items, kept)
 
+    def embedded(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [n, D]: the backbone's embeddings of token ids int [n]."""
+        graphdef, state = self._backbone
+        embed = lambda state, ids: nnx.merge(graphdef, state).embed(ids).astype(jnp.float32)
+        padded = np.zeros(1 << (len(ids) - 1).bit_length(), np.int32)  # few shapes to compile
+        padded[: len(ids)] = ids
+        mesh = self._work.mesh
+        made = parallel.everywhere(embed, mesh)(state, parallel.replicate(padded, mesh))
+        return np.asarray(made)[: len(ids)]
+
     # train ----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -220,9 +230,13 @@ class LLMRec:
         cfg = self._work.cfg.train
         return self._work.fitted(self._stage, train.init_state(self._model[1], cfg.lr, cfg.b2))
 
+    @property
+    def vectors_stage(self) -> Stage:
+        return self._work.stage("vectors", VECTORS)
+
     def encode(self) -> None:
         """Vectors of the test users and of every item, once."""
-        stage = self._work.stage("vectors", VECTORS)
+        stage = self.vectors_stage
         if self._work.done(stage):
             return
         prompts = self._user_prompts(self._data.test_histories(0))
@@ -265,6 +279,4 @@ class LLMRec:
     @property
     def vectors(self) -> Vectors:
         """Those of `encode`."""
-        return Vectors(
-            **storage.read_arrays(self._work.stage("vectors", VECTORS).folder / VECTORS_FILE)
-        )
+        return Vectors(**storage.read_arrays(self.vectors_stage.folder / VECTORS_FILE))

@@ -1,6 +1,7 @@
 """tokens: the tokenizer and the catalogue's titles as token ids, once; then prompts out of them."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from llmsrec_jax.checkpoint import Stage
@@ -17,8 +18,9 @@ TRAINED_VOCABULARY = 1024  # of a tokenizer trained on the catalogue
 class Tokens:
     """Text, as a backbone reads it."""
 
-    def __init__(self, work: Work, data: Prepared):
-        self._work, self._data = work, data
+    def __init__(self, work: Work, data: Prepared, home: "Tokens | None" = None):
+        """home: of the data that the model was trained on, where it is to read these ones; it knows no other tokenizer."""
+        self._work, self._data, self._home = work, data, home
 
     def require_titles(self) -> None:
         """Stops before the long work: LLM-SRec needs a catalogue with titles."""
@@ -30,7 +32,13 @@ class Tokens:
 
     def tokenize(self) -> None:
         """Makes the artefact, once."""
-        self._work.once(self._work.stage("tokens", TOKENS), self._make)
+        self._work.once(self._stage, self._make)
+
+    @cached_property
+    def _stage(self) -> Stage:
+        home = self._home if self._folder is None else None  # a tokenizer that was trained there
+        more = {} if home is None else {"tokenizer": home.tokenizer.fingerprint}
+        return self._work.stage("tokens", TOKENS, **more)
 
     def _make(self, stage: Stage) -> dict[str, Any]:
         tokenizer = self._find()
@@ -40,23 +48,32 @@ class Tokens:
         return {"fingerprint": tokenizer.fingerprint, "vocabulary": tokenizer.vocab_size}
 
     def _find(self) -> Tokenizer:
-        wanted, dataset = self._work.cfg.llm.tokenizer, self._data.dataset
-        own = wanted in OWN_TOKENIZERS
-        folder = self._work.keys.backbone[1] if own else llama_config.resolve(wanted)
-        if wanted != "catalogue" and folder is not None:
-            return Tokenizer.load(folder)
-        wording = self._work.cfg.prompts.wording
+        if self._home is not None:
+            return self._home.tokenizer
+        if self._folder is not None:
+            return Tokenizer.load(self._folder)
+        dataset, wording = self._data.dataset, self._work.cfg.prompts.wording
         texts = training_texts(dataset.catalog, wording, dataset.train.times)
         return Tokenizer.train(texts, TRAINED_VOCABULARY)
 
+    @property
+    def _folder(self) -> Path | None:
+        """Of the tokenizer; None = it is trained on the catalogue."""
+        wanted = self._work.cfg.llm.tokenizer
+        if wanted not in OWN_TOKENIZERS:
+            return llama_config.resolve(wanted)
+        return None if wanted == "catalogue" else self._work.keys.backbone[1]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self._stage.folder / "tokenizer")
+
     @cached_property
     def builder(self) -> PromptBuilder:
-        folder = self._work.stage("tokens", TOKENS).folder
-        tokenizer = Tokenizer.load(folder / "tokenizer")
         wording, catalog = self._work.cfg.prompts.wording, self._data.dataset.catalog
-        items = ItemTokens.load(folder / "items", tokenizer, catalog, wording)
+        items = ItemTokens.load(self._stage.folder / "items", self.tokenizer, catalog, wording)
         prompts = within(self._work.cfg.prompts, self._work.keys.backbone[0].max_positions)
-        return PromptBuilder(tokenizer, items, catalog, prompts)
+        return PromptBuilder(self.tokenizer, items, catalog, prompts)
 
     def say_trimmed(self, when: str) -> None:
         """Reports prompts that were too long, counted since the last report (D19)."""
