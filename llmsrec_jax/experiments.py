@@ -60,7 +60,7 @@ class Experiment:
 CHOICES = {  # where the paper is silent: question -> what is done here
     "vector": (
         "Which vector is compared (Table 5)?",
-        "The one that ranks: O_u for SASRec, f_user(h_U) for LLM-SRec; mean over users and permutations.",
+        "The one that ranks: O_u for SASRec, f_user(h_U) for LLM-SRec; beside it h_U itself. Means over users and permutations.",
     ),
     "shuffled histories": (
         "What is permuted at the test (E8)?",
@@ -150,7 +150,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "How alike user vectors stay when histories are shuffled",
         "Table 5",
         FIVE,
-        (Column("cosine", "cosine", "user vectors", condition="shuffled"),),
+        (
+            Column("cosine", "cosine", "user vectors", condition="shuffled"),
+            Column("cosine of h_U", "cosine_hidden", "user vectors", condition="shuffled"),
+        ),
         PERMUTED,
         figure="histogram",
         choices=("vector", "shuffled histories"),

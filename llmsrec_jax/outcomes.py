@@ -26,14 +26,14 @@ class Outcome:
     top: np.ndarray  # int32 [U, LISTED]: best items of the whole catalogue, seen ones left out
     lists: Values  # what is said of `top` beyond accuracy
     coverage: float  # share of the catalogue that anyone is shown
-    # the same ranks for histories in other orders, int [orders, U]; and how alike user vectors stay, float64 [U]
+    # the same ranks for histories in other orders, int [orders, U]; and how alike what is made of them stays
     permuted: dict[str, Counts] = field(default_factory=dict)
-    cosine: np.ndarray | None = None
+    alike: Values = field(default_factory=dict)
 
     def values(self, protocol: str, condition: str, cfg: config.Evaluate) -> Values:
         """Every metric per user; {} where nothing was measured."""
         if protocol == VECTORS:
-            return {"cosine": self.cosine} if self.cosine is not None else {}
+            return self.alike
         ranks = self.ranks if condition == ORIGINAL else self.permuted
         if protocol not in ranks:
             return {}
@@ -101,8 +101,7 @@ class Outcomes:
             arrays |= {f"permuted/{name}/{p}": np.stack(c) for p, c in one.permuted.items()}
             arrays |= {f"lists/{name}/{metric}": x for metric, x in one.lists.items()}
             arrays |= {f"top/{name}": one.top, f"coverage/{name}": np.array(one.coverage)}
-            if one.cosine is not None:
-                arrays[f"cosine/{name}"] = one.cosine
+            arrays |= {f"alike/{name}/{metric}": x for metric, x in one.alike.items()}
         storage.write_arrays(path, **arrays)
 
     @classmethod
@@ -120,7 +119,7 @@ class Outcomes:
                 lists=under(f"lists/{name}/"),
                 coverage=float(arrays[f"coverage/{name}"]),
                 permuted=counts(f"permuted/{name}/"),
-                cosine=arrays.get(f"cosine/{name}"),
+                alike=under(f"alike/{name}/"),
             )
             for name, top in under("top/").items()
         }

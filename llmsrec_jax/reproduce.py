@@ -200,7 +200,11 @@ class Experimenter:
                 why = self._why.get(id(cell.job), "the run is not finished")
             else:
                 found = cell.job.find(row, column)
-                why = "" if found else f"there is no {column.metric} of {column.slice} test users"
+                why = (
+                    ""
+                    if found
+                    else f"{row.name}: there is no {column.metric} of {column.slice} test users"
+                )
             if found:
                 values.append({"seed": cell.seed, **found._asdict()})
         each = [v["value"] for v in values]

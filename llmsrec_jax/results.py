@@ -16,6 +16,7 @@ SCHEMA = 2  # of results.json, cases.json and experiments/*.json
 SHOWN = ("hr@10", "ndcg@10")
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # E24
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
+ALIKE = {"cosine": "user vectors", "cosine_hidden": "h_U"}  # metric -> of what (E9)
 VARIANTS = {  # (setting, value) -> words (Tables 11, 12, Fig. 7)
     ("prompts.user_repr", True): "user representation",
     ("distill.type", "contrastive"): "contrastive",
@@ -178,8 +179,8 @@ def _orders(rows: list[Record]) -> list[str]:
         if row["condition"] == evaluate.ORIGINAL or row["slice"] != "all":
             continue
         found = cells.setdefault((row["model"], row["seed"]), {})
-        if row["metric"] == "cosine":
-            found["cosine of user vectors"] = cell(row)
+        if row["metric"] in ALIKE:
+            found[f"cosine of {ALIKE[row['metric']]}"] = cell(row)
         if "change" in row and row["metric"] == "ndcg@10":
             told = statistics.Difference(**row["change"])
             found[f"ndcg@10 {row['protocol']}"] = f"{told.first:.4f} -> {told.second:.4f}"

@@ -35,7 +35,7 @@ def test_published_values_have_a_cell_each(name):
     rows = {row.name for row in one.rows}
     for dataset, printed in published.PUBLISHED[name].items():
         assert set(printed) <= rows, dataset
-        assert all(len(values) == len(one.columns) for values in printed.values()), dataset
+        assert all(len(values) <= len(one.columns) for values in printed.values()), dataset
     first = next(iter(published.PUBLISHED[name]))
     row = next(iter(published.PUBLISHED[name][first]))
     assert published.value(name, first, row, 0) == published.PUBLISHED[name][first][row][0]

@@ -23,7 +23,7 @@ def made() -> Outcomes:
         permuted = {"sampled": (np.stack([counts[0], counts[0] + 1]), np.stack([tied, tied]))}
         values = {"novelty@10": np.arange(4.0)}
         each[name] = Outcome({"sampled": counts, "full": counts}, top, values, 0.25, permuted)
-    each["teacher"] = replace(each["teacher"], cosine=np.linspace(0, 1, 4))
+    each["teacher"] = replace(each["teacher"], alike={"cosine": np.linspace(0, 1, 4)})
     users = np.arange(4, dtype=np.int32)
     return Outcomes(users, "c0ffee", {"all": users >= 0, "warm": users < 2}, each)
 

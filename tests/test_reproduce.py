@@ -115,6 +115,9 @@ def test_histograms_count_every_user(suite):
     reproduce.run(tiny(), suite, "table5", seeds=(0,))
     told = load(suite, "table5")
     assert {one["row"] for one in told["histograms"]} == {"SASRec", "LLM-SRec"}
+    cells = {(c["row"], c["column"]): c for c in told["cells"]}
+    assert 0 < cells["LLM-SRec", "cosine of h_U"]["mean"] < 1
+    assert cells["SASRec", "cosine of h_U"]["why"].startswith("SASRec: there is no cosine_hidden")
     for one in told["histograms"]:
         assert sum(one["counts"]) == 40 and len(one["edges"]) == len(one["counts"]) + 1
 

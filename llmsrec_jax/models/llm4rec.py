@@ -115,10 +115,18 @@ def encode(
     return getattr(model, HEADS[kind])(hidden(model, llama, prompts, frozen))
 
 
+def states(
+    kind: str, model: LLMSRec, llama: Llama, prompts: PromptBatch, frozen: Frozen
+) -> Float[Array, "B D+R"]:
+    """Hidden states and, behind them, vectors: what `encode` is made of, to compare either (E9)."""
+    h_BD = hidden(model, llama, prompts, frozen)
+    return jnp.concatenate([h_BD, getattr(model, HEADS[kind])(h_BD)], axis=1)
+
+
 def encoder(
-    kind: str, model: nnx.GraphDef, llama: nnx.GraphDef
+    kind: str, model: nnx.GraphDef, llama: nnx.GraphDef, encode: Callable[..., Array] = encode
 ) -> Callable[[Frozen, nnx.State, PromptBatch], Array]:
-    """`encode` as a function of arrays alone."""
+    """`encode` (or `states`) as a function of arrays alone."""
     return lambda frozen, params, prompts: encode(
         kind, nnx.merge(model, params), nnx.merge(llama, frozen.llama), prompts, frozen
     )

@@ -21,6 +21,9 @@ class Model(NamedTuple):
     settings: dict[str, Any]  # {dotted name: value}: what its numbers depend on
     vectors: Vectors
     permuted: list[np.ndarray]  # user vectors [U, R] of histories in other orders
+    alike: np.ndarray | None = (
+        None  # float64 [U]: cosine of their hidden states, where there are any
+    )
 
 
 class Entrants(Protocol):
@@ -70,8 +73,8 @@ class Trained:
             "teacher": Model(here, keys(TEACHER), seen, others),
         }
         if self._llm is not None:
-            vectors, permuted = self._llm.vectors, self._llm.permuted
-            models["llm_srec"] = Model(here, keys(TRAIN), vectors, permuted)
+            found = self._llm.vectors, self._llm.permuted, self._llm.alike
+            models["llm_srec"] = Model(here, keys(TRAIN), *found)
         if cfg.data.source == "shop":
             made = shop.generate(cfg.data.shop, cfg.seed)
             best = Vectors(*made.bayes(dataset, users, "test"))

@@ -86,8 +86,10 @@ class Judgement:
             return one
         each = [self._counts(Vectors(user, vectors.item)) for user in model.permuted]
         stacked = {p: _stacked([counts[p] for counts in each]) for p in one.ranks}
-        alike = evaluate.similarity(vectors.user, model.permuted)
-        return replace(one, permuted=stacked, cosine=alike)
+        alike = {"cosine": evaluate.similarity(vectors.user, model.permuted)}
+        if model.alike is not None:
+            alike["cosine_hidden"] = model.alike
+        return replace(one, permuted=stacked, alike=alike)
 
     def _seen(self, row: int) -> np.ndarray:
         """Items that no list shows the test user in `row` again."""

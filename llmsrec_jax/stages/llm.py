@@ -188,15 +188,14 @@ class LLMRec:
     @cached_property
     def _encoders(self) -> dict[str, Any]:
         graphs = self._model[0], self._backbone[0]
-        encoder = lambda kind: parallel.encode_wrapper(
-            llm4rec.encoder(kind, *graphs), self._work.mesh
-        )
-        return {kind: encoder(kind) for kind in llm4rec.HEADS}
+        each = {kind: llm4rec.encoder(kind, *graphs) for kind in llm4rec.HEADS}
+        each["states"] = llm4rec.encoder("users", *graphs, llm4rec.states)
+        return {kind: parallel.encode_wrapper(f, self._work.mesh) for kind, f in each.items()}
 
     def _encode(
         self, kind: str, params: nnx.State, prompts: Prompts | LatePrompts, title: str
     ) -> np.ndarray:
-        """float32 [n, R]: vectors of all prompts of `users` or `items`."""
+        """float32 [n, R]: vectors of all prompts of `users` or `items`; [n, D + R]: `states` of users."""
         work, cfg = self._work, self._work.cfg.evaluate
         store = self.store if kind == "items" else None
         batches = loaders.encoding_batches(
@@ -252,29 +251,51 @@ class LLMRec:
         self._tokens.say_trimmed("the test set")
 
     def encode_permuted(self) -> None:
-        """Vectors of the test users whose histories are in another order, once for every permutation (E8)."""
-        for number in range(1, self._work.cfg.order.permutations + 1):
-            stage = self._permuted(number)
-            if self._work.done(stage):
-                continue
-            prompts = self._user_prompts(self._data.test_histories(number))
-            user = self._scored(self._encode("users", self._params, prompts, f"order {number}"))
+        """Vectors of the test users whose histories are in another order, once for every permutation (E8).
 
-            def store(stage: Stage, user: np.ndarray = user) -> dict[str, Any]:
-                storage.write_arrays(stage.folder / VECTORS_FILE, user=user)
+        And how alike their hidden states stay: those are too wide to be kept.
+        """
+        numbers = range(1, self._work.cfg.order.permutations + 1)
+        todo = [number for number in numbers if not self._work.done(self._permuted(number))]
+        if not todo:
+            return
+        first, _ = self._states(0)
+        for number in todo:
+            hidden, user = self._states(number)
+            arrays = {"user": self._scored(user), "alike": evaluate.similarity(first, [hidden])}
+
+            def store(stage: Stage, arrays: dict[str, np.ndarray] = arrays) -> dict[str, Any]:
+                storage.write_arrays(stage.folder / VECTORS_FILE, **arrays)
                 return {}
 
-            self._work.once(stage, store)
+            self._work.once(self._permuted(number), store)
+
+    def _states(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """h_U float32 [U, D] and vectors [U, R] of the test users, their histories in order `number`."""
+        prompts = self._user_prompts(self._data.test_histories(number))
+        both = self._encode("states", self._params, prompts, f"order {number}")
+        width = both.shape[1] - self._work.cfg.head.dim
+        return both[:, :width], both[:, width:]
 
     def _permuted(self, number: int) -> Stage:
         return self._work.stage("permuted", PERMUTED, permutation=number)
 
-    @property
-    def permuted(self) -> list[np.ndarray]:
-        """Those of `encode_permuted`, float32 [U, R] each."""
+    def _of_permuted(self, name: str) -> list[np.ndarray]:
+        """What `encode_permuted` kept, permutation by permutation."""
         numbers = range(1, self._work.cfg.order.permutations + 1)
         folders = [self._permuted(number).folder for number in numbers]
-        return [storage.read_arrays(folder / VECTORS_FILE)["user"] for folder in folders]
+        return [storage.read_arrays(folder / VECTORS_FILE)[name] for folder in folders]
+
+    @property
+    def permuted(self) -> list[np.ndarray]:
+        """User vectors of permuted histories, float32 [U, R] each."""
+        return self._of_permuted("user")
+
+    @property
+    def alike(self) -> np.ndarray | None:
+        """float64 [U]: cosine of h_U before and after, mean over permutations; None = there are none."""
+        each = self._of_permuted("alike")
+        return np.mean(each, axis=0) if each else None
 
     @property
     def vectors(self) -> Vectors:
