@@ -1,5 +1,6 @@
 """What the cells of experiments need: runs up to their judgement, prepared data, measurements. A finished one is never done again."""
 
+import gc
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -42,6 +43,12 @@ class Job(Protocol):
         ...
 
 
+def _perform(run: pipeline.Run, mode: str) -> None:
+    """In a run of its own, which is let go: a backbone is on the devices as long as its run is."""
+    pipeline.perform(pipeline.Run(run.work.cfg, run.work.workdir, run.work.writer), mode)
+    gc.collect()  # stages know each other
+
+
 class Judged:
     """A run, up to its judgement: with LLM-SRec, or the teacher alone."""
 
@@ -66,7 +73,7 @@ class Judged:
         return estimate.seconds(self.run, self.with_llm, flops_per_s)
 
     def do(self) -> None:
-        pipeline.perform(self.run, "run" if self.with_llm else "teacher")
+        _perform(self.run, "run" if self.with_llm else "teacher")
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -131,7 +138,7 @@ class Card:
         return None  # reading and downloading, not computing
 
     def do(self) -> None:
-        pipeline.perform(self.run, "prepare")
+        _perform(self.run, "prepare")
 
     def find(self, row: Row, column: Column) -> Found | None:
         card = self._stage.info["card"]

@@ -12,7 +12,7 @@ from llmsrec_jax.checkpoint import read_json, write_json
 from llmsrec_jax.writer import table
 
 Record = dict[str, Any]
-SCHEMA = 2  # of results.json, cases.json and experiments/*.json
+SCHEMA = 1  # of results.json, cases.json and experiments/*.json
 SHOWN = ("hr@10", "ndcg@10")
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # E24
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers

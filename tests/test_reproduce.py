@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -73,6 +74,20 @@ def test_what_is_finished_is_never_run_again(suite, tmp_path, monkeypatch, capsy
     assert "0 of 8 runs to do" in capsys.readouterr().out
     reproduce.run(tiny(), folder, "fig3", seeds=(0,), dry_run=True)  # other cells of the same runs
     assert not (folder / "experiments/fig3.json").exists()
+
+
+def test_one_backbone_at_a_time(tmp_path, monkeypatch):
+    """What a run holds on the devices is let go before the next one begins."""
+    perform, earlier = pipeline.perform, []
+
+    def watched(run, mode):
+        assert not [each for each in earlier if each() is not None]
+        earlier.append(weakref.ref(run))
+        perform(run, mode)
+
+    monkeypatch.setattr(pipeline, "perform", watched)
+    reproduce.run(tiny(), tmp_path, "table3", seeds=(0,))
+    assert len(earlier) == 4
 
 
 def test_a_dry_run_names_every_run_and_what_is_missing(tmp_path, monkeypatch, capsys):
