@@ -205,9 +205,8 @@ class Transfer:
     """Another dataset, to evaluate on it what was trained on `data` (Table 7, E13). What is not said here is as in `data`."""
 
     category: str = ""  # an Amazon category
-    files: Files = field(
-        default_factory=Files
-    )  # or your own; without interactions or category: no transfer
+    # or your own; without interactions or category there is no transfer
+    files: Files = field(default_factory=Files)
     name: str = ""  # dataset name in reports; '' = its own
     user_share: float = 1.0  # of its users, as data.user_share
     # CF embeddings of items that the teacher never saw: untrained ones of SASRec | zeros |
