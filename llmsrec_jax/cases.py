@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from llmsrec_jax import results
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.outcomes import Outcomes
+from llmsrec_jax.schema import SCHEMA
 
 KEPT = 200  # users
 SHOWN, SHOWN_TITLE = 5, 70  # for the terminal: items of a list, characters
@@ -38,7 +38,7 @@ def collect(outcomes: Outcomes, dataset: Dataset, names: Mapping[str, str], seed
         about = {"user": str(dataset.user_keys[user]), "target": title(targets[row])}
         found.append(about | {"history": history} | each)
     return {
-        "schema": results.SCHEMA,
+        "schema": SCHEMA,
         "dataset": dataset.name,
         "seed": seed,
         "candidates_hash": outcomes.candidates,

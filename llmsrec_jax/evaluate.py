@@ -30,7 +30,6 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 Counts = tuple[np.ndarray, np.ndarray]  # (above, tied), int [U] or, of several orders, [orders, U]
-ORIGINAL, SHUFFLED = "original", "shuffled"  # order of the test histories
 
 
 def encode(

@@ -9,12 +9,12 @@ import numpy as np
 from llmsrec_jax import beyond, config, evaluate, statistics
 from llmsrec_jax.data import storage
 from llmsrec_jax.data.splits import Dataset
-from llmsrec_jax.evaluate import ORIGINAL, SHUFFLED, Counts
+from llmsrec_jax.evaluate import Counts
 from llmsrec_jax.results import SHOWN, Record
+from llmsrec_jax.schema import FLOOR_AND_BOUND, ORIGINAL, SHUFFLED
 
 LISTED = 10  # items of a list of recommendations, in metrics beyond accuracy and in cases
 VECTORS = "user vectors"  # stands for the protocol where no ranking is looked at
-FLOOR_AND_BOUND = ("popularity", "bayes bound")  # no models of a user
 Values = dict[str, np.ndarray]  # metric -> float64 [U]
 
 

@@ -25,7 +25,7 @@ from llmsrec_jax.checkpoint import write_json
 from llmsrec_jax.experiments import TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
-from llmsrec_jax.results import SCHEMA
+from llmsrec_jax.schema import SCHEMA
 from llmsrec_jax.statistics import Difference, paired
 from llmsrec_jax.writer import Writer, table
 

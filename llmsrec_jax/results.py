@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from llmsrec_jax import config, evaluate, statistics
+from llmsrec_jax import config, statistics
 from llmsrec_jax.checkpoint import read_json, write_json
+from llmsrec_jax.schema import ORIGINAL, PLACE, SCHEMA
 from llmsrec_jax.writer import table
 
 Record = dict[str, Any]
-SCHEMA = 1  # of results.json, cases.json and experiments/*.json
 SHOWN = ("hr@10", "ndcg@10")
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # E24
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
@@ -22,8 +22,6 @@ VARIANTS = {  # (setting, value) -> words (Tables 11, 12, Fig. 7)
     ("distill.type", "contrastive"): "contrastive",
     ("train.targets", "all"): "auto-regressive",
 }
-# in tables: baselines first, the bound last
-PLACE = {"popularity": -2, "teacher": -1, "bayes bound": 1}
 
 
 def trained(name: str, cfg: config.Config) -> str:
@@ -141,7 +139,7 @@ def tables(rows: list[Record], like: Record) -> str:
     first, second, third = {}, {}, {}
     for row in rows:
         name, metric = (row["model"], row["seed"], row["config_hash"]), row["metric"]
-        if row["condition"] != evaluate.ORIGINAL:
+        if row["condition"] != ORIGINAL:
             continue
         if row["slice"] == "all" and metric in SHOWN:
             first.setdefault(name, {})[f"{metric} {row['protocol']}"] = cell(row)
@@ -176,7 +174,7 @@ def _orders(rows: list[Record]) -> list[str]:
     """A table of the models whose histories were permuted (Fig. 1, Table 5)."""
     cells: dict[tuple[str, int], dict[str, str]] = {}
     for row in rows:
-        if row["condition"] == evaluate.ORIGINAL or row["slice"] != "all":
+        if row["condition"] == ORIGINAL or row["slice"] != "all":
             continue
         found = cells.setdefault((row["model"], row["seed"]), {})
         if row["metric"] in ALIKE:

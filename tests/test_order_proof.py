@@ -6,6 +6,7 @@ import pytest
 from llmsrec_jax import config, evaluate, pipeline, statistics
 from llmsrec_jax.data import orders
 from llmsrec_jax.evaluate import Vectors
+from llmsrec_jax.schema import ORIGINAL, SHUFFLED
 from tests.factories import random_dataset
 from tests.systems import tiny
 
@@ -90,7 +91,7 @@ def test_the_suite_finds_order_where_it_is(tmp_path, order, least, most):
         teacher = run.teacher_judgement.outcomes().models["teacher"]
         before, after = (
             teacher.values("sampled", condition, cfg.evaluate)["ndcg@10"]
-            for condition in (evaluate.ORIGINAL, evaluate.SHUFFLED)
+            for condition in (ORIGINAL, SHUFFLED)
         )
         told = statistics.paired(before, after, seed)
         detected += told.detected and (told.change < 0 or not order)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import config, pipeline, reproduce, results, train
+from llmsrec_jax.schema import SCHEMA
 from llmsrec_jax.writer import Writer
 from tests.factories import files, random_dataset
 from tests.systems import tiny
@@ -28,7 +29,7 @@ def load(folder, name):
 
 def test_an_experiment_and_its_numbers(suite):
     told = load(suite, "order_suite")
-    assert told["schema"] == results.SCHEMA and told["seeds"] == [0, 1]
+    assert told["schema"] == SCHEMA and told["seeds"] == [0, 1]
     assert {c["status"] for c in told["cells"]} == {"done"}
     cells = {(c["row"], c["column"]): c for c in told["cells"]}
     records = results.read(suite / "results.json")

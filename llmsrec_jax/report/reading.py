@@ -8,8 +8,8 @@ from typing import Any
 
 from llmsrec_jax import writer
 from llmsrec_jax.report.kinds import kind
+from llmsrec_jax.schema import SCHEMA
 
-SCHEMA = 1  # of results.json, cases.json and experiments/*.json
 FIGURES = ("", "bars", "scatter", "histogram")
 STATUSES = ("done", "missing", "not run")
 NUMBER = (int, float, type(None))  # null: not finite

@@ -9,10 +9,9 @@ import numpy as np
 
 from llmsrec_jax.report.document import MISSING, Cell, number
 from llmsrec_jax.report.reading import Folder
+from llmsrec_jax.schema import BOUND, PLACE
 
 Record = dict[str, Any]
-BOUND = "bayes bound"  # no system: it knows how the users were made
-PLACE = {"popularity": -2, "teacher": -1, BOUND: 1}  # baselines first, the bound last
 IDENTITY = (
     *("model", "config_hash", "candidates_hash", "dataset", "split", "seed"),
     *("condition", "protocol", "metric", "slice"),

@@ -13,6 +13,7 @@ from llmsrec_jax.data.slices import slices
 from llmsrec_jax.evaluate import Counts, Vectors
 from llmsrec_jax.outcomes import Outcome, Outcomes
 from llmsrec_jax.results import Record
+from llmsrec_jax.schema import SCHEMA
 from llmsrec_jax.stages.entrants import Entrants, Model
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.work import Work
@@ -44,7 +45,7 @@ class Judgement:
     @property
     def stage(self) -> Stage:
         """Of the outcomes, the records and the cases."""
-        return self._work.stage("judged", self._entrants.fields, schema=results.SCHEMA)
+        return self._work.stage("judged", self._entrants.fields, schema=SCHEMA)
 
     @property
     def names(self) -> dict[str, str]:
