@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmsrec_jax import (
+    command,
     config,
     estimate,
     experiments,
@@ -129,11 +130,11 @@ class Experimenter:
             of = f"{self.name}: run {number} of {len(self.jobs)}, {job.title}"
             self.writer.say(of)
             try:
-                with (
-                    self.writer.hushed()
-                ):  # what the runs say of themselves is told once, at the end
+                with self.writer.hushed():  # what the runs say of themselves is told at the end
                     job.do()
             except (ValueError, OSError, ImportError) as error:
+                if isinstance(error, ValueError) and not command.is_ours(error):
+                    raise  # a bug
                 self._why[id(job)] = str(error)
                 self.writer.say(f"{of}: cannot be done here: {error}")
             self.save()

@@ -111,6 +111,17 @@ def test_what_cannot_be_done_leaves_the_rest(tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().out
 
 
+def test_a_bug_is_no_reason(tmp_path, monkeypatch):
+    """Of a library in the middle of its work: it ends the experiment, and is not filed away as a cell that was not run."""
+
+    def broken(run, mode):
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr(pipeline, "perform", broken)
+    with pytest.raises(ValueError, match="shapes do not match"):
+        reproduce.run(tiny(), tmp_path, "fig3", seeds=(0,))
+
+
 def test_illegal_cells_say_so(tmp_path, capsys):
     """full_ranking wants 50 places; there are fewer candidates."""
     cfg = config.apply(tiny(), {"evaluate.negatives": 30})
