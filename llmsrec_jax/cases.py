@@ -1,10 +1,12 @@
 """Case studies (Fig. 6): what a user had, what came next, and what every model says of it, by title."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmsrec_jax.checkpoint import read_json, write_json
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.outcomes import Outcomes
 from llmsrec_jax.schema import SCHEMA
@@ -12,6 +14,7 @@ from llmsrec_jax.schema import SCHEMA
 KEPT = 200  # users
 SHOWN, SHOWN_TITLE = 5, 70  # for the terminal: items of a list, characters
 Case = dict[str, Any]
+Study = dict[str, Any]  # cases and what they are of; JSON-ready
 
 
 def _titled(dataset: Dataset) -> Callable[[int], str]:
@@ -19,7 +22,7 @@ def _titled(dataset: Dataset) -> Callable[[int], str]:
     return lambda i: catalog.titles[i] if catalog.has_title[i] else f"item {catalog.keys[i]}"
 
 
-def collect(outcomes: Outcomes, dataset: Dataset, names: Mapping[str, str], seed: int) -> Case:
+def collect(outcomes: Outcomes, dataset: Dataset, names: Mapping[str, str], seed: int) -> Study:
     """The first KEPT test users; `names`: what each model is called."""
     users, title = outcomes.users[:KEPT], _titled(dataset)
     histories, targets = dataset.inputs("test", users), dataset.targets("test", users)
@@ -45,6 +48,17 @@ def collect(outcomes: Outcomes, dataset: Dataset, names: Mapping[str, str], seed
         "models": [names[m] for m in outcomes.models],
         "cases": found,
     }
+
+
+def merge(path: Path, found: Study) -> None:
+    """Writes the file; models that it has already stay, if they were judged on the same users and candidates."""
+    earlier = read_json(path) if path.exists() else {}
+    same = ("schema", "dataset", "seed", "candidates_hash")
+    if earlier and all(earlier.get(name) == found[name] for name in same):
+        for old, new in zip(earlier["cases"], found["cases"], strict=True):
+            new.update({what: old[what] | new[what] for what in ("ranks", "top", "hit")})
+        found = found | {"models": [*dict.fromkeys([*earlier["models"], *found["models"]])]}
+    write_json(path, found)
 
 
 def render(case: Case, length: int) -> str:

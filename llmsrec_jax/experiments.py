@@ -63,26 +63,26 @@ CHOICES = {  # where the paper is silent: question -> what is done here
         "The one that ranks: O_u for SASRec, f_user(h_U) for LLM-SRec; beside it h_U itself. Means over users and permutations.",
     ),
     "shuffled histories": (
-        "What is permuted at the test (E8)?",
+        "What is permuted at the test?",
         "order.scope: the whole history (default), or the window a prompt shows. Items move with titles and vectors; numbers and "
-        "dates stay (D21); users with one item keep it. Every model sees the same permutations.",
+        "dates stay; users with one item keep it. Every model sees the same permutations.",
     ),
     "shuffled training": (
-        "What is permuted in training (E6)?",
+        "What is permuted in training?",
         "The whole training sequence of every user, target included, once before the teacher is trained; validation and test "
         "keep their order.",
     ),
     "transitions": (
-        "Which users are in the Transition set (E11)?",
+        "Which users are in the Transition set?",
         "The upper half of the test users by the mean training count of their own item-to-item transitions; users with a single "
         "item score 0, ties go to the lower user row.",
     ),
     "warm and cold": (
-        "Which items are warm or cold (E12)?",
+        "Which items are warm or cold?",
         "The 35 % with most and with fewest training interactions, items without any included; ties go to the lower item id.",
     ),
     "lists": (
-        "Which lists are judged beyond accuracy (E24)?",
+        "Which lists are judged beyond accuracy?",
         "The ten best of the whole catalogue for every test user, items of the history left out.",
     ),
     "alone": (
@@ -292,7 +292,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "full_ranking": Experiment(
         "The whole catalogue ranked, beside 1 + 99 candidates",
-        "E22",
+        "beside the paper",
         (POPULARITY, SASREC, LLM_SREC),
         tuple(
             Column(f"{name.upper()}, {protocol}", name, protocol)
@@ -304,7 +304,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "beyond_accuracy": Experiment(
         "Coverage, novelty, serendipity and popularity of lists of ten",
-        "2402.01339 (E24)",
+        "2402.01339",
         (POPULARITY, SASREC, LLM_SREC),
         tuple(
             Column(name.replace("_", " "), f"{name}@10", "full")

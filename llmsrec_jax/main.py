@@ -42,6 +42,8 @@ def _check() -> None:
             known = ", ".join(experiments.EXPERIMENTS)
             raise ValueError(f"--mode=reproduce needs --experiment=NAME, one of {known}")
         experiments.find(_EXPERIMENT.value)
+        if len({*(_SEEDS.value or ())}) < len(_SEEDS.value or ()):
+            raise ValueError(f"--seeds={','.join(_SEEDS.value or ())}: one of them stands twice")
         for word in _SEEDS.value or ():
             if not word.isdecimal():
                 raise ValueError(f"--seeds: {word!r} is no seed, give numbers as --seeds=0,1,2")

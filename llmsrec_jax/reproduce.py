@@ -27,7 +27,7 @@ from llmsrec_jax.experiments import TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
 from llmsrec_jax.schema import SCHEMA
-from llmsrec_jax.statistics import Difference, paired
+from llmsrec_jax.statistics import LEVEL, UNDETECTED, Difference, paired
 from llmsrec_jax.writer import Writer, table
 
 DONE, MISSING, OPEN = "done", "missing", "not run"
@@ -111,7 +111,7 @@ class Experimenter:
         shown = table(["seed", "at most", "models", "cells"], lines)
         total = f"at most {_minutes(known)} and compilation"
         if unknown:
-            total += f", and {unknown} that cannot be estimated before data and backbone are here"
+            total += f", and {unknown} that cannot be estimated before the data are prepared (--mode=prepare) and the backbone is here"
         return f"{head}\n{shown}\n{len(todo)} of {len(self.jobs)} runs to do, {total}"
 
     def _reasons(self) -> dict[str, list[str]]:
@@ -127,7 +127,9 @@ class Experimenter:
         for number, job in enumerate(self.jobs, start=1):
             if job.finished:
                 continue
-            of = f"{self.name}: run {number} of {len(self.jobs)}, {job.title}"
+            cells = [cell for cell in self.cells if cell.job is job]
+            names = ", ".join(dict.fromkeys(cell.row.name for cell in cells))
+            of = f"{self.name}: run {number} of {len(self.jobs)}, {names}, seed {cells[0].seed}"
             self.writer.say(of)
             try:
                 with self.writer.hushed():  # what the runs say of themselves is told at the end
@@ -144,7 +146,7 @@ class Experimenter:
     def save(self) -> None:
         """Writes experiments/NAME.json."""
         if processes.first():
-            write_json(self.workdir / "experiments" / f"{self.name}.json", self.result())
+            write_json(self._file, self.result())
 
     def result(self) -> dict[str, Any]:
         """All cells so far, with the paper's values, differences and histograms; JSON-ready."""
@@ -227,7 +229,12 @@ class Experimenter:
         one = self.experiment
         columns = {column.name: column for column in one.columns}
         pairs = [
-            (row, f"{second} instead of {first}", (row, columns[first]), (row, columns[second]))
+            (
+                row.name,
+                f"{second} instead of {first}",
+                (row, columns[first]),
+                (row, columns[second]),
+            )
             for row in one.rows
             for first, second in one.compare
         ]
@@ -235,8 +242,8 @@ class Experimenter:
         if reference:
             pairs += [
                 (
-                    row,
-                    f"{column.name}: {reference.name} instead",
+                    f"{reference.name} against {row.name}",
+                    column.name,
                     (row, column),
                     (reference, column),
                 )
@@ -245,10 +252,10 @@ class Experimenter:
                 if row is not reference
             ]
         found = []
-        for row, what, first, second in pairs:
+        for who, what, first, second in pairs:
             for a, b in zip(self._of(*first), self._of(*second), strict=True):
                 if told := self._difference(a, b):
-                    about = {"row": row.name, "what": what, "seed": a.seed}
+                    about = {"row": who, "what": what, "seed": a.seed}
                     kind = {"metric": b.column.metric, "protocol": b.column.protocol}
                     words = {"difference": told._asdict(), "words": told.words()}
                     found.append(about | kind | words)
@@ -282,17 +289,35 @@ class Experimenter:
             [row, *(_shown(cells[row, column]) for column in told["columns"])]
             for row in told["rows"]
         ]
+        seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
+        spread = "sd over seeds" if len(self.seeds) > 1 else "standard error over users"
+        paper = ", [the paper's value]" if any(c["published"] for c in told["cells"]) else ""
         lines = [
-            f"{self.name}: {told['title']}, {told['dataset']}, seeds {', '.join(map(str, self.seeds))}"
-            " [the paper's value]",
+            f"{self.name}: {told['title']}; {told['dataset']}, {seeds}, ± {spread}{paper}",
             table(["", *told["columns"]], body),
+            *_told(told["differences"]),
         ]
-        words: dict[tuple[str, str], list[str]] = {}
-        for one in told["differences"]:
-            words.setdefault((one["row"], one["what"]), []).append(one["words"])
-        lines += [f"{row}, {what}: {' | '.join(each)}" for (row, what), each in words.items()]
         whys = dict.fromkeys(c["why"] for c in told["cells"] if c["status"] == OPEN)
-        return "\n".join([*lines, *(f"not run: {why}" for why in whys)])
+        lines += [f"not run: {why}" for why in whys]
+        return "\n".join([*lines, f"{self._file} (--mode=report makes a page of it)"])
+
+    @property
+    def _file(self) -> Path:
+        return self.workdir / "experiments" / f"{self.name}.json"
+
+
+def _told(differences: list[dict[str, Any]]) -> list[str]:
+    """The detected ones in words, seed by seed; of the others how many."""
+    words: dict[tuple[str, str], list[str]] = {}
+    for one in differences:
+        words.setdefault((one["row"], one["what"]), []).append(one["words"])
+    some = {names: each for names, each in words.items() if {*each} != {UNDETECTED}}
+    lines = [f"{row}, {what}: {' | '.join(each)}" for (row, what), each in some.items()]
+    if rest := len(words) - len(some):
+        lines.append(f"{UNDETECTED} in {'all' if not some else 'the other'} {rest} comparisons")
+    if words:
+        lines.append(f"of differences that are none, {LEVEL:.0%} are called one by chance")
+    return lines
 
 
 def _shown(cell: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 2000
+UNDETECTED = "no detectable change"
 LEVEL = 0.05  # two-sided, of everything that is called a difference
 CHUNK = 1 << 22  # numbers drawn at once
 
@@ -33,7 +34,7 @@ class Difference(NamedTuple):
     def words(self) -> str:
         """`no detectable change`, or which way and how far."""
         if not self.detected:
-            return "no detectable change"
+            return UNDETECTED
         way = "drops" if self.change < 0 else "rises"
         # a quotient is worth saying where it is known to within a half of itself
         if not np.isfinite(self.relative) or 2 * self.relative_se > abs(self.relative):
@@ -71,7 +72,8 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = DR
     low, high = np.quantile(changes, [LEVEL / 2, 1 - LEVEL / 2])
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = changes / means[:, 0]
-    known = a > 0 and np.isfinite(relative).all()
+    # of a quantity with a zero of its own: not of one that may be on either side of it
+    known = a > 0 and np.isfinite(relative).all() and pairs.min() >= 0
     return Difference(
         *(a, b, b - a, float(low), float(high), p),
         *((b / a - 1, float(relative.std())) if known else (float("nan"), float("nan"))),

@@ -69,6 +69,10 @@ FILES = {
             [f"--config={SHOP}", "--mode=reproduce", "--experiment=table8", "--seeds=0,x"],
             "--seeds: 'x' is no seed, give numbers as --seeds=0,1,2",
         ),
+        (
+            [f"--config={SHOP}", "--mode=reproduce", "--experiment=table8", "--seeds=0,1,0"],
+            "--seeds=0,1,0: one of them stands twice",
+        ),
         ([f"--config={SHOP}", "--dry-run"], "--seeds and --dry-run need --mode=reproduce"),
         ([f"--config={SHOP}", "--config.data.ties=fil"], "data.ties='fil': must be one of random"),
         ([f"--config={SHOP}", "--config.evaluate.ks=1,5"], "10 is not in evaluate.ks=(1, 5)"),

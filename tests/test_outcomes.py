@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import cases, config, outcomes
+from llmsrec_jax.checkpoint import read_json
 from llmsrec_jax.outcomes import Outcome, Outcomes
 from tests.factories import random_dataset
 
@@ -73,3 +74,17 @@ def test_cases_say_what_every_model_thought():
     assert len(first["top"]["teacher"]) == 10 and len(first["history"]) > 1
     text = cases.render(first, 2)
     assert f"next: {first['target']}" in text and "the last 2 of" in text
+
+
+def test_cases_of_several_runs_stand_together(tmp_path):
+    """A variant judged later joins the others; other candidates take their place."""
+    dataset, file = random_dataset(users=4, items=30), tmp_path / "cases.json"
+    names = {name: name for name in ABOVE}
+    cases.merge(file, cases.collect(made(), dataset, names, seed=0))
+    cases.merge(file, cases.collect(made(), dataset, names | {"llm_srec": "variant"}, seed=0))
+    told = read_json(file)
+    assert told["models"] == ["teacher", "llm_srec", "popularity", "variant"]
+    assert {*told["cases"][0]["top"]} == {*told["models"]} == {*told["cases"][0]["ranks"]}
+    others = replace(made(), candidates="dead")
+    cases.merge(file, cases.collect(others, dataset, names, seed=0))
+    assert read_json(file)["models"] == ["teacher", "llm_srec", "popularity"]

@@ -65,3 +65,11 @@ def test_of_nothing_there_is_no_relative_change():
 def test_other_users_cannot_be_compared(a, b):
     with pytest.raises(ValueError, match="same users"):
         statistics.paired(a, b)
+
+
+def test_no_quotient_of_what_may_be_on_either_side_of_zero():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0.7, 0.1, 300), rng.normal(-0.2, 0.1, 300)
+    found = statistics.paired(first, second)
+    assert found.detected and np.isnan(found.relative)
+    assert found.words().startswith("drops by 0.") and "%" not in found.words()

@@ -54,7 +54,8 @@ def main(argv: list[str]) -> None:
         )
         measure.run(command.CONFIG.value, out, options)
     except KeyboardInterrupt:
-        command.fail(f"interrupted: what was measured is in {out}", 130)
+        kept = f"what was measured is in {out}" if out.exists() else "nothing was measured yet"
+        command.fail(f"interrupted: {kept}", 130)
     except (ValueError, OSError) as error:
         command.stop(error)
 

@@ -10,6 +10,7 @@ from llmsrec_jax import writer
 from llmsrec_jax.report.kinds import kind
 from llmsrec_jax.schema import SCHEMA
 
+FIRST = "order_suite"  # of experiments: the question that the others are details of
 FIGURES = ("", "bars", "scatter", "histogram")
 STATUSES = ("done", "missing", "not run")
 NUMBER = (int, float, type(None))  # null: not finite
@@ -74,7 +75,9 @@ def _folder(path: Path, name: str) -> Folder:
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder")
     results, cases = path / "results.json", path / "cases.json"
-    experiments = sorted((path / "experiments").glob("*.json"))
+    experiments = sorted(
+        (path / "experiments").glob("*.json"), key=lambda file: (file.stem != FIRST, file.name)
+    )
     if not results.is_file() and not experiments:
         raise ValueError(
             f"{path} holds no results: first run"

@@ -113,9 +113,10 @@ class Judgement:
     def _show(self, stage: Stage) -> None:
         work, cfg = self._work, self._work.cfg
         rows = results.read(stage.folder / "results.json")
-        merged = results.merge(work.workdir / "results.json", rows)
-        work.writer.say(results.tables(merged, rows[-1]))
         found = read_json(stage.folder / "cases.json")
-        write_json(work.workdir / self._cases, found)
+        cases.merge(work.workdir / self._cases, found)
         for case in found["cases"][: cfg.evaluate.show_users]:
             work.writer.say(cases.render(case, cfg.prompts.history_len))
+        merged = results.merge(work.workdir / "results.json", rows)
+        work.writer.say(results.tables(merged, rows[-1]))
+        work.writer.say(f"\n{work.workdir / 'results.json'} (--mode=report makes a page of it)")
