@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from llmsrec_jax import config, estimate, pipeline
+from llmsrec_jax import config, estimate, pipeline, processes
 from llmsrec_jax.benchmark import measure
 from llmsrec_jax.checkpoint import Stage, read_json
-from llmsrec_jax.experiments import CARD, RECORDS, SPEED, TRANSFER, Column, Row
+from llmsrec_jax.experiments import ALONE, CARD, RECORDS, SPEED, TRANSFER, Column, Row
 from llmsrec_jax.keys import DATA
 from llmsrec_jax.llama import config as llama
+from llmsrec_jax.metrics import mean_and_se
 from llmsrec_jax.outcomes import Outcomes
 
 
@@ -88,14 +89,22 @@ class Judged:
     def find(self, row: Row, column: Column) -> Found | None:
         name = self.judgement.names[row.model]
         key = (name, column.condition, column.protocol, column.slice, column.metric)
+        if column.metric == ALONE:
+            return Found(*mean_and_se(self._alone(row)), len(self.outcomes.users))
         found = self._records.get(key)
         return None if found is None else Found(found["value"], found["se"], found["users"])
 
     def per_user(self, row: Row, column: Column) -> np.ndarray | None:
         """float64 [users of the slice]; None where the number is no mean over users."""
+        if column.metric == ALONE:
+            return self._alone(row)
         parts = row.model, column.protocol, column.condition, self.run.work.cfg.evaluate
         values = self.outcomes.values(*parts).get(column.metric)
         return None if values is None else values[self.outcomes.slices[column.slice]]
+
+    def _alone(self, row: Row) -> np.ndarray:
+        """Of all test users. It depends on who else is in the run: no number of a model, so no record."""
+        return self.outcomes.alone(row.model)
 
 
 class Transferred(Judged):
@@ -152,7 +161,7 @@ class Speed:
 
     def __init__(self, run: pipeline.Run, with_llm: bool):
         self.run, self.title = run, "benchmark"
-        key = config.key({**config.to_dict(run.work.cfg)})
+        key = config.key({**config.to_dict(run.work.cfg), "seed": 0})  # made data: any seed
         self._folder = run.work.workdir / "benchmark" / key
 
     @property
@@ -164,6 +173,8 @@ class Speed:
         return None
 
     def do(self) -> None:
+        if processes.several():
+            raise ValueError("times are measured in one process: run this experiment alone")
         measure.run(self.run.work.cfg, self._folder, self.OPTIONS, self.run.work.writer.say)
 
     def find(self, row: Row, column: Column) -> Found | None:

@@ -52,10 +52,7 @@ class Outcomes:
 
     def values(self, model: str, protocol: str, condition: str, cfg: config.Evaluate) -> Values:
         """Every metric of a model per user, float64 [U]; {} where nothing was measured."""
-        found = self.models[model].values(protocol, condition, cfg)
-        if (protocol, condition) == ("sampled", ORIGINAL) and model not in FLOOR_AND_BOUND:
-            found[f"alone@{LISTED}"] = self.alone(model)
-        return found
+        return self.models[model].values(protocol, condition, cfg)
 
     def right(self, model: str) -> np.ndarray:
         """bool [U]: the target is among the first LISTED of the candidates, however ties fall."""

@@ -206,12 +206,46 @@ PUBLISHED: dict[str, dict[str, dict[str, Values]]] = {
         SCIENTIFIC: {"contrastive": (0.2767, 0.2638), "LLM-SRec": (0.3388, 0.3232)},
         ELECTRONICS: {"contrastive": (0.2553, 0.2398), "LLM-SRec": (0.3044, 0.2845)},
     },
-    "fig1": {  # what Table 12 prints of it
-        MOVIES: {"LLM-SRec": (0.3560, 0.3272)},
-        SCIENTIFIC: {"LLM-SRec": (0.3388, 0.3232)},
-        ELECTRONICS: {"LLM-SRec": (0.3044, 0.2845)},
-    },
 }
+
+
+def _of(table: str, column: int) -> dict[str, dict[str, float | None]]:
+    """{dataset: {row: value}} of one column."""
+    found = PUBLISHED[table].items()
+    return {data: {row: each[column] for row, each in rows.items()} for data, rows in found}
+
+
+def _gathered() -> dict[str, dict[str, dict[str, Values]]]:
+    """What tables print of figures, and of what stands in no table or figure of its own."""
+    overall, hits, alike = _of("table6", 0), _of("table6", 2), _of("table5", 0)
+    shuffled, trained, best = _of("table12", 1), _of("table3", 1), "LLM-SRec"
+    five = [row for row in PUBLISHED["table5"][MOVIES]]
+    tested = lambda data, row: shuffled.get(data, {}).get(row)
+    return {
+        "fig1": {
+            data: {row: (overall[data][row], tested(data, row)) for row in five} for data in overall
+        },
+        "fig5": {
+            data: {f"{best}, llama-3.2-3b": (overall[data][best], hits[data][best])}
+            for data in overall
+        },
+        "fig7": {data: {best: (overall[data][best], trained[data][best])} for data in trained},
+        "order_suite": {
+            data: {
+                row: (
+                    overall[data][row],
+                    trained.get(data, {}).get(row),
+                    tested(data, row),
+                    alike[data][row],
+                )
+                for row in ("SASRec", best)
+            }
+            for data in overall
+        },
+    }
+
+
+PUBLISHED |= _gathered()
 
 
 def value(table: str, dataset: str, row: str, column: int) -> float | None:

@@ -6,6 +6,7 @@ Cells with the same configuration are one job. A job that cannot be done here le
 import datetime
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from llmsrec_jax import (
     rules,
 )
 from llmsrec_jax.checkpoint import write_json
-from llmsrec_jax.experiments import TRANSFER, Column, Row
+from llmsrec_jax.experiments import ALONE, TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
 from llmsrec_jax.schema import SCHEMA
@@ -73,10 +74,12 @@ class Experimenter:
         if row.missing:
             return Cell(row, column, seed, None, row.missing)
         kind = self.experiment.kind
-        with_llm = row.model == "llm_srec" or column.metric.startswith("alone") or kind == TRANSFER
+        with_llm = row.model == "llm_srec" or column.metric == ALONE or kind == TRANSFER
         try:
             base = config.apply(self.cfg, {"seed": seed})
             cfg = pipeline.settled(experiments.cell(base, self.experiment, row, column))
+            if kind != TRANSFER:  # no cell asks for the other dataset
+                cfg = replace(cfg, transfer=config.Transfer())
             rules.validate(cfg)
             key = json.dumps([with_llm, config.to_dict(cfg)], sort_keys=True)
             if key not in self._jobs:
@@ -94,13 +97,14 @@ class Experimenter:
     def plan(self) -> str:
         """What there is to do, for a person."""
         todo = [job for job in self.jobs if not job.finished]
-        flops_per_s = estimate.rate(self.cfg) if todo else 1.0
+        # of several processes each has its own clock: no estimate
+        flops_per_s = estimate.rate(self.cfg) if todo and not processes.several() else 0.0
         lines, known, unknown = [], 0.0, 0
         for job in self.jobs:
             cells = [c for c in self.cells if c.job is job]
             rows = dict.fromkeys(c.row.name for c in cells)
             columns = dict.fromkeys(c.column.name for c in cells)
-            left = None if job.finished else job.seconds(flops_per_s)
+            left = job.seconds(flops_per_s) if flops_per_s and not job.finished else None
             known += left or 0.0
             unknown += left is None and not job.finished
             state = "done" if job.finished else "unknown" if left is None else _minutes(left)
@@ -125,7 +129,7 @@ class Experimenter:
     def run(self) -> None:
         """Does what is not done, job by job; experiments/NAME.json is written after each."""
         for number, job in enumerate(self.jobs, start=1):
-            if job.finished:
+            if processes.agree(job.finished):
                 continue
             cells = [cell for cell in self.cells if cell.job is job]
             names = ", ".join(dict.fromkeys(cell.row.name for cell in cells))
@@ -158,6 +162,7 @@ class Experimenter:
             "source": one.source,
             "dataset": self._dataset,
             "seeds": [*self.seeds],
+            "config": config.to_dict(self.cfg),
             "choices": dict(experiments.CHOICES[name] for name in one.choices),
             "figure": one.figure,
             "rows": [row.name for row in one.rows],
@@ -316,7 +321,10 @@ def _told(differences: list[dict[str, Any]]) -> list[str]:
     if rest := len(words) - len(some):
         lines.append(f"{UNDETECTED} in {'all' if not some else 'the other'} {rest} comparisons")
     if words:
-        lines.append(f"of differences that are none, {LEVEL:.0%} are called one by chance")
+        lines.append(
+            f"chance here is that of users: {LEVEL:.0%} of differences that are none are called one. Two trainings also "
+            "differ by a chance of their own: compare seeds"
+        )
     return lines
 
 

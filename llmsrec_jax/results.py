@@ -92,7 +92,7 @@ IDENTITY = (
 
 
 def _identity(record: Record) -> tuple[Any, ...]:
-    return tuple(record[k] for k in IDENTITY)
+    return (*(record[k] for k in IDENTITY), record.get("scope"))
 
 
 def read(path: Path) -> list[Record]:
@@ -172,11 +172,12 @@ def tables(rows: list[Record], like: Record) -> str:
 
 def _orders(rows: list[Record]) -> list[str]:
     """A table of the models whose histories were permuted (Fig. 1, Table 5)."""
-    cells: dict[tuple[str, int], dict[str, str]] = {}
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         if row["condition"] == ORIGINAL or row["slice"] != "all":
             continue
-        found = cells.setdefault((row["model"], row["seed"]), {})
+        name = row["model"], str(row["seed"]), row.get("scope", ""), row["config_hash"]
+        found = cells.setdefault(name, {})
         if row["metric"] in ALIKE:
             found[f"cosine of {ALIKE[row['metric']]}"] = cell(row)
         if "change" in row and row["metric"] == "ndcg@10":
@@ -185,9 +186,9 @@ def _orders(rows: list[Record]) -> list[str]:
             found[f"{row['protocol']}: in words"] = told.words()
     if not cells:
         return []
-    columns = ["model", "seed", *dict.fromkeys(c for found in cells.values() for c in found)]
+    told = ["model", "seed", "permuted", "settings"]
+    columns = [*told, *dict.fromkeys(c for found in cells.values() for c in found)]
     body = [
-        [model, str(seed), *(found.get(c, "") for c in columns[2:])]
-        for (model, seed), found in cells.items()
+        [*name, *(found.get(c, "") for c in columns[len(told) :])] for name, found in cells.items()
     ]
     return [f"histories of the test users in another order\n{table(columns, body)}"]

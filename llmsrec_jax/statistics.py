@@ -68,7 +68,9 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = DR
     a, b = float(first.mean()), float(second.mean())
     # of the change itself at 0 under no difference: the share of draws on the other side
     below, above = np.sum(changes <= 0), np.sum(changes >= 0)
-    p = min(1.0, float(2 * (min(below, above) + 1) / (draws + 1)))
+    p = float(2 * (min(below, above) + 1) / (draws + 1))
+    # of few users who differ at all, no more than a sign test could say
+    p = min(1.0, max(p, 2.0 ** (1 - int(np.sum(first != second)))))
     low, high = np.quantile(changes, [LEVEL / 2, 1 - LEVEL / 2])
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = changes / means[:, 0]

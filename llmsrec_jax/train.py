@@ -134,6 +134,7 @@ class Job:
 
     stage: str
     key: str  # of the configuration, for metrics.jsonl
+    model: str  # what it is called there
     step: Callable[[Any, State, Any], tuple[State, dict[str, jax.Array]]]
     frozen: Any
     batches: Callable[[int, int], Iterator[Any]]  # (first step, last step) -> host batches
@@ -258,6 +259,7 @@ def fit(job: Job, state: State, checkpoints: Checkpoints, writer: Writer) -> Pro
                     progress.step,
                     {
                         "key": job.key,
+                        "model": job.model,
                         "epoch": epoch,
                         **means,
                         **progress.history[-1],

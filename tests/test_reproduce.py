@@ -38,14 +38,14 @@ def test_an_experiment_and_its_numbers(suite):
             ("original", model),
             ("shuffled training", f"{model}, shuffled training"),
         ):
-            wanted = [
-                r["value"]
+            wanted = {
+                r["seed"]: r["value"]
                 for r in records
                 if (r["model"], r["metric"], r["protocol"]) == (name, "ndcg@10", "sampled")
                 and (r["slice"], r["condition"]) == ("all", "original")
-            ]
+            }
             cell = cells[row, column]
-            assert sorted({v["value"] for v in cell["values"]}) == sorted(set(wanted))
+            assert {v["seed"]: v["value"] for v in cell["values"]} == wanted
             assert cell["mean"] == pytest.approx(np.mean([v["value"] for v in cell["values"]]))
             assert cell["sd"] == pytest.approx(np.std([v["value"] for v in cell["values"]], ddof=1))
     assert cells["popularity", "cosine of user vectors"]["mean"] == 1.0
@@ -75,8 +75,25 @@ def test_what_is_finished_is_never_run_again(suite, tmp_path, monkeypatch, capsy
     said = capsys.readouterr().out
     assert "0 of 8 runs to do" in said and str(folder / "experiments/order_suite.json") in said
     assert "seeds 0, 1, ± sd over seeds" in said and "paper's value" not in said
-    reproduce.run(tiny(), folder, "fig3", seeds=(0,), dry_run=True)  # other cells of the same runs
-    assert not (folder / "experiments/fig3.json").exists()
+
+
+def test_experiments_share_what_is_trained(suite, tmp_path, monkeypatch):
+    """Other cells of the same runs: ranked again, without permutations, and nothing is trained."""
+    folder = tmp_path / "copy"
+    shutil.copytree(suite, folder)
+    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    reproduce.run(tiny(), folder, "table3", seeds=(0,))
+    ours, theirs = (load(folder, name)["cells"] for name in ("table3", "order_suite"))
+    value = lambda cells, row, column: next(
+        each["value"]
+        for cell in cells
+        if (cell["row"], cell["column"]) == (row, column)
+        for each in cell["values"]
+        if each["seed"] == 0
+    )
+    for row in ("SASRec", "LLM-SRec"):
+        for column in ("original", "shuffled training"):
+            assert value(ours, row, column) == value(theirs, row, column)
 
 
 def test_one_backbone_at_a_time(tmp_path, monkeypatch):

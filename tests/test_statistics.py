@@ -73,3 +73,10 @@ def test_no_quotient_of_what_may_be_on_either_side_of_zero():
     found = statistics.paired(first, second)
     assert found.detected and np.isnan(found.relative)
     assert found.words().startswith("drops by 0.") and "%" not in found.words()
+
+
+@pytest.mark.parametrize(("users", "least"), [(1, 1.0), (3, 0.25), (5, 1 / 16)])
+def test_few_users_prove_nothing(users, least):
+    """All of them change alike: no less than the two-sided sign test says."""
+    found = statistics.paired(np.full(users, 0.5), np.full(users, 0.7))
+    assert found.p == least and found.words() == "no detectable change"

@@ -42,6 +42,7 @@ def job(**changes) -> Job:
     made = Job(
         stage="toy",
         key="k",
+        model="toy, seed 0",
         step=step,
         frozen=jnp.float32(2.0),
         batches=batches,

@@ -10,13 +10,15 @@ SHARE = 0.35  # of the catalogue that counts as warm, and as cold
 def warm_cold(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
     """Masks over `users` whose target is among the 35 % most / least interacted items; ties go to the lower item id."""
     counts = dataset.counts[1:]
-    order = np.argsort(counts, kind="stable")
-    edge = int(len(order) * SHARE)
-    cold, warm = np.zeros(dataset.catalog.size, bool), np.zeros(dataset.catalog.size, bool)
-    cold[order[:edge] + 1] = True
-    warm[order[len(order) - edge :] + 1] = True
-    target = dataset.targets(split, users)
-    return {"warm": warm[target], "cold": cold[target]}
+    edge, target = int(len(counts) * SHARE), dataset.targets(split, users)
+
+    def first(order: np.ndarray) -> np.ndarray:
+        mask = np.zeros(dataset.catalog.size, bool)
+        mask[order[:edge] + 1] = True
+        return mask[target]
+
+    most, least = (np.argsort(sign * counts, kind="stable") for sign in (-1, 1))
+    return {"warm": first(most), "cold": first(least)}
 
 
 def transition(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:

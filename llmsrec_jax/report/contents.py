@@ -73,19 +73,27 @@ def _cases(folders: Sequence[Folder]) -> list[Block]:
     return [Cases(content, where if len(found) > 1 else "") for content, where in found]
 
 
+def _named(name: tuple[str, ...], names: Sequence[tuple[str, ...]]) -> str:
+    """Folder and model; and the key, where others are called so too, or where there is no model's name."""
+    alike = [other for other in names if other[:2] == name[:2]]
+    return joined(name if len(alike) > 1 or not name[1] else name[:2])
+
+
 def _training(folders: Sequence[Folder]) -> list[Figure]:
     """Loss and validation by epoch, a line for each artefact that was trained."""
     shown = []
     stages = dict.fromkeys(line["stage"] for f in folders for line in f.log if "stage" in line)
     for stage in stages:
         for metric in CURVES:
-            lines: dict[str, list[tuple[float, float]]] = {}
+            found: dict[tuple[str, ...], list[tuple[float, float]]] = {}
             for folder in folders:
                 for line in folder.log:
                     if line.get("stage") == stage and line.get(metric) is not None:
-                        key = joined((folder.name if len(folders) > 1 else "", line.get("key", "")))
+                        where = folder.name if len(folders) > 1 else ""
+                        name = (where, line.get("model", ""), line.get("key", ""))
                         at = line.get("epoch", line["step"])
-                        lines.setdefault(key, []).append((at, line[metric]))
+                        found.setdefault(name, []).append((at, line[metric]))
+            lines = {_named(name, [*found]): points for name, points in found.items()}
             if lines:
                 caption = f"Stage {stage}: {'validation ' * (metric != 'loss')}{metric}"
                 drawing = f"curve-{stage}-{metric}"

@@ -18,10 +18,10 @@ from llmsrec_jax.report.document import (
 )
 from llmsrec_jax.report.kinds import RANKINGS, Kind, joined, kind, parts, usual
 from llmsrec_jax.report.systems import Estimate, spread_words
+from llmsrec_jax.statistics import UNDETECTED
 
 Experiment = dict[str, Any]
 FEW = 12  # differences that are shown at once
-NO_CHANGE = "no detectable change"  # statistics.Difference.words
 
 
 def section(found: Experiment, where: str) -> Section:
@@ -121,7 +121,7 @@ def compared(changes: Sequence[dict[str, Any]]) -> list[Block]:
     table = differences(changes)
     if len(changes) <= FEW:
         return [table]
-    detected = [row for row in table.rows if row[1].text != NO_CHANGE]
+    detected = [row for row in table.rows if row[1].text != UNDETECTED]
     each = [joined((row[0].text, *(cell.text for cell in row[2:-4]))) for row in detected]
     listed = "; ".join(f"{what}: {row[1].text}" for what, row in zip(each, detected, strict=True))
     text = f"{len(detected)} of {len(changes)} differences are detectable"

@@ -81,7 +81,7 @@ def collect(folders: Sequence[Folder]) -> tuple[list[Record], list[str]]:
             if record["value"] is None or math.isnan(record["value"]):
                 continue  # of no users: the tables have a gap
             earlier, where = kept.setdefault(
-                tuple(record[name] for name in IDENTITY), (record, folder.name)
+                (*(record[name] for name in IDENTITY), record.get("scope")), (record, folder.name)
             )
             if earlier["value"] != record["value"]:
                 clashes.setdefault(

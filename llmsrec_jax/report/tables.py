@@ -81,12 +81,11 @@ def agreements(group: Group) -> list[Block]:
     metrics = [m for m in MAIN if {(m, protocol) for protocol in RANKINGS} <= present]
     if not metrics:
         return []
-    rows, fewest = [], 0
+    rows = []
     for metric in metrics:
         row = [Cell(metric)]
         for seed in group.seeds:
             value, count = agreement(found, metric, seed)
-            fewest = max(fewest, count)
             if count < FEWEST:
                 row.append(Cell(MISSING, f"{count} systems: at least {FEWEST} are needed"))
             elif math.isnan(value):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import evaluate, loaders, parallel, train
+from llmsrec_jax import evaluate, loaders, parallel, results, train
 from llmsrec_jax.data.interactions import Histories
 from llmsrec_jax.evaluate import Vectors
 from llmsrec_jax.keys import TEACHER
@@ -58,6 +58,7 @@ class Teacher:
         job = train.Job(
             stage="teacher",
             key=stage.key,
+            model=f"{results.trained('teacher', work.cfg)}, seed {seed}",
             step=parallel.train_wrapper(per_device, work.mesh),
             frozen=parallel.replicate(self._key, work.mesh),
             batches=partial(loaders.stream, batches),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 import subprocess
@@ -153,3 +154,26 @@ def test_results_without_anything_else(tmp_path):
     text = (tmp_path / "out" / "index.html").read_text()
     headings = re.findall(r"<h2>(.*?)</h2>", text)
     assert headings == ["This report", "Results"]
+
+
+def test_curves_are_named_after_their_models(tmp_path):
+    """What has one name is told apart by the key of its settings."""
+    folder = made.make(tmp_path / "one", made.records())
+    lines = [
+        {
+            "stage": "train",
+            "key": key,
+            "model": model,
+            "step": step,
+            "epoch": step,
+            "loss": 1 / step,
+        }
+        for key, model in (("k1", "llm_srec, seed 0"), ("k2", "llm_srec, seed 0"), ("k3", "other"))
+        for step in (1, 2)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report.write([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    for name in ("llm_srec, seed 0, k1", "llm_srec, seed 0, k2", "other"):
+        assert name in text
+    assert "k3" not in text
