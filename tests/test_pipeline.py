@@ -329,9 +329,19 @@ def test_histories_in_another_order(copy, finished, capsys, monkeypatch):
             assert row["value"] == twin["value"]
 
 
-def test_training_sequences_in_another_order(copy, finished):
-    """Everything that trains is another one, on the same data, candidates and test."""
+def test_training_sequences_in_another_order(copy, finished, monkeypatch):
+    """Everything that trains is another one, on the same data, candidates, validation and test."""
+    prompts, read = LLMRec._user_prompts, []
+    monkeypatch.setattr(
+        LLMRec,
+        "_user_prompts",
+        lambda self, histories: read.append(histories) or prompts(self, histories),
+    )
     pipeline.run(tiny({"order.train": "shuffled"}), copy)
+    data = pipeline.Run(tiny(), copy, Writer(copy)).data
+    for histories, split in zip(read, ("valid", "test"), strict=True):
+        kept = data.dataset.inputs(split, data.candidates(split)[0])
+        np.testing.assert_array_equal(histories.items, kept.items)
     for stage, count in (("data", 1), ("candidates", 2), ("tokens", 1), ("teacher", 2)):
         assert len(list((copy / stage).iterdir())) == count, stage
     rows = [row for row in records(copy) if row["slice"] == "all" and row["metric"] == "mrr@10"]
