@@ -55,8 +55,6 @@ def run(
     """
     rules.validate(cfg)
     parallel.keep_memory()
-    if "torch" in options.vs and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
-        raise ValueError("--vs=torch needs PyTorch and transformers: pip install -e '.[torch]'")
     if "torch" in options.vs and cfg.prompts.user_repr:
         raise ValueError("--vs=torch knows no user vector in prompts: leave out prompts.user_repr")
     if options.vs and cfg.llm.quant != "none":
@@ -69,6 +67,8 @@ def run(
         )
     if options.vs and cfg.mesh.devices != 1 and jax.device_count() > 1:
         raise ValueError("--vs compares on one device: add --config.mesh.devices=1")
+    if "torch" in options.vs and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        raise ValueError("--vs=torch needs PyTorch and transformers: pip install -e '.[torch]'")
     system = System.of(cfg)
     plan = memory_plan.choose(system.job, system.mesh)
     if "train" in options.stages:
