@@ -13,6 +13,8 @@ never part of a time; every time is that of blocked calls, repeated. What is mea
 """
 
 import os
+import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +43,23 @@ _STEPS = flags.DEFINE_integer("steps", 1, "steps per round when comparing traini
 parse = partial(command.parse, doc=str(__doc__))
 
 
+def patient() -> Callable[[str], None]:
+    """A `print` that ends the program once Ctrl-C was pressed: where it falls into a callback of XLA's, Python drops the exception."""
+    pressed = []
+
+    def press(*received: object) -> None:
+        pressed.append(received)
+        raise KeyboardInterrupt
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        if pressed:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    return say
+
+
 def main(argv: list[str]) -> None:
     out = Path(_OUT.value or f"runs/benchmark-{command.folder_name()}")
     print(config.render(command.CONFIG.value), flush=True)
@@ -52,7 +71,7 @@ def main(argv: list[str]) -> None:
         options = measure.Options(
             tuple(_STAGES.value), tuple(_VS.value), _REPEATS.value, _STEPS.value
         )
-        measure.run(command.CONFIG.value, out, options)
+        measure.run(command.CONFIG.value, out, options, patient())
     except KeyboardInterrupt:
         kept = f"what was measured is in {out}" if out.exists() else "nothing was measured yet"
         command.fail(f"interrupted: {kept}", 130)

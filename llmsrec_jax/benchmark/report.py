@@ -133,7 +133,7 @@ def _data(results: Mapping[str, Any]) -> list[str]:
             f"Data loading (one host thread): {_spread(found['minutes_per_epoch'])} minutes per epoch, "
             f"{_number(found['users_per_s'])} users/s, planning {found['planning_seconds']:.2f} s. A step has "
             f"{_number(found['tokens_per_step'])} tokens, {_number(found['live_tokens_per_step'])} of them live, in "
-            f"{_number(found['padded_tokens_per_step'])} places."
+            f"{_number(found['padded_tokens_per_step'])} places (prefixes that are kept need none)."
         ]
     if "teacher" in results:
         loading = _spread(results["teacher"]["loading_minutes_per_epoch"])
