@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmsrec_jax import config
+from llmsrec_jax.schema import BEYOND
 
 Changes = Mapping[str, Any]  # {dotted setting: value}
 RECORDS, TRANSFER, CARD, SPEED = (
@@ -115,7 +116,13 @@ CHOICES = {  # where the paper is silent: question -> what is done here
 ABSENT = "this system is not part of this version"
 SASREC, LLM_SREC = Row("SASRec", "teacher"), Row("LLM-SRec")
 POPULARITY = Row("popularity", "popularity")
-LLM4REC = tuple(Row(name, missing=ABSENT) for name in ("TALLRec", "LLaRA", "CoLLM", "A-LLMRec"))
+
+
+def _absent(*names: str) -> tuple[Row, ...]:
+    return tuple(Row(name, missing=ABSENT) for name in names)
+
+
+LLM4REC = _absent("TALLRec", "LLaRA", "CoLLM", "A-LLMRec")
 FIVE = (SASREC, *LLM4REC, LLM_SREC)
 WITHOUT_BOTH = Row(
     "w/o distillation and uniformity",
@@ -173,9 +180,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Overall performance",
         "Table 6",
         (
-            *(Row(name, missing=ABSENT) for name in ("GRU4Rec", "BERT4Rec", "NextItNet")),
+            *_absent("GRU4Rec", "BERT4Rec", "NextItNet"),
             SASREC,
-            *(Row(name, missing=ABSENT) for name in ("CTRL", "RECFORMER")),
+            *_absent("CTRL", "RECFORMER"),
             *LLM4REC,
             LLM_SREC,
         ),
@@ -318,10 +325,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Coverage, novelty, serendipity and popularity of lists of ten",
         "2402.01339",
         (POPULARITY, SASREC, LLM_SREC),
-        tuple(
-            Column(name.replace("_", " "), f"{name}@10", "full")
-            for name in ("coverage", "novelty", "serendipity", "popularity_lift")
-        ),
+        tuple(Column(name.replace("_", " "), f"{name}@10", "full") for name in BEYOND),
         against="LLM-SRec",
         choices=("lists",),
     ),

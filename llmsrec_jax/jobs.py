@@ -87,10 +87,10 @@ class Judged:
         return {tuple(one[name] for name in names): one for one in records}
 
     def find(self, row: Row, column: Column) -> Found | None:
-        name = self.judgement.names[row.model]
-        key = (name, column.condition, column.protocol, column.slice, column.metric)
         if column.metric == ALONE:
             return Found(*mean_and_se(self._alone(row)), len(self.outcomes.users))
+        name = self.judgement.names[row.model]
+        key = (name, column.condition, column.protocol, column.slice, column.metric)
         found = self._records.get(key)
         return None if found is None else Found(found["value"], found["se"], found["users"])
 
@@ -98,8 +98,8 @@ class Judged:
         """float64 [users of the slice]; None where the number is no mean over users."""
         if column.metric == ALONE:
             return self._alone(row)
-        parts = row.model, column.protocol, column.condition, self.run.work.cfg.evaluate
-        values = self.outcomes.values(*parts).get(column.metric)
+        parts = column.protocol, column.condition, self.run.work.cfg.evaluate
+        values = self.outcomes.models[row.model].values(*parts).get(column.metric)
         return None if values is None else values[self.outcomes.slices[column.slice]]
 
     def _alone(self, row: Row) -> np.ndarray:

@@ -31,7 +31,7 @@ class Outcome:
     alike: Values = field(default_factory=dict)
 
     def values(self, protocol: str, condition: str, cfg: config.Evaluate) -> Values:
-        """Every metric per user; {} where nothing was measured."""
+        """Every metric per user, float64 [U]; {} where nothing was measured."""
         if protocol == VECTORS:
             return self.alike
         ranks = self.ranks if condition == ORIGINAL else self.permuted
@@ -50,10 +50,6 @@ class Outcomes:
     slices: dict[str, np.ndarray]  # bool [U] each
     models: dict[str, Outcome]
 
-    def values(self, model: str, protocol: str, condition: str, cfg: config.Evaluate) -> Values:
-        """Every metric of a model per user, float64 [U]; {} where nothing was measured."""
-        return self.models[model].values(protocol, condition, cfg)
-
     def right(self, model: str) -> np.ndarray:
         """bool [U]: the target is among the first LISTED of the candidates, however ties fall."""
         above, tied = self.models[model].ranks["sampled"]
@@ -68,7 +64,7 @@ class Outcomes:
     def records(self, model: str, cfg: config.Config, common: Record) -> list[Record]:
         """Of one model in every condition; what another order changes is told for all users together."""
         rows, one = [], self.models[model]
-        original = {p: self.values(model, p, ORIGINAL, cfg.evaluate) for p in one.ranks}
+        original = {p: one.values(p, ORIGINAL, cfg.evaluate) for p in one.ranks}
         for protocol, found in original.items():
             where = common | {"condition": ORIGINAL, "protocol": protocol}
             rows += evaluate.records(found, self.slices, where)
@@ -79,7 +75,7 @@ class Outcomes:
         settings = {"permutations": cfg.order.permutations, "scope": cfg.order.scope}
         where = common | {"condition": SHUFFLED, **settings}
         for protocol in [*one.permuted, VECTORS]:
-            found = self.values(model, protocol, SHUFFLED, cfg.evaluate)
+            found = one.values(protocol, SHUFFLED, cfg.evaluate)
             made = evaluate.records(found, self.slices, where | {"protocol": protocol})
             for row in made:
                 name = row["metric"]

@@ -219,7 +219,7 @@ def _gathered() -> dict[str, dict[str, dict[str, Values]]]:
     """What tables print of figures, and of what stands in no table or figure of its own."""
     overall, hits, alike = _of("table6", 0), _of("table6", 2), _of("table5", 0)
     shuffled, trained, best = _of("table12", 1), _of("table3", 1), "LLM-SRec"
-    five = [row for row in PUBLISHED["table5"][MOVIES]]
+    five = list(PUBLISHED["table5"][MOVIES])
     tested = lambda data, row: shuffled.get(data, {}).get(row)
     return {
         "fig1": {

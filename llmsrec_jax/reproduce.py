@@ -77,10 +77,11 @@ class Experimenter:
         with_llm = row.model == "llm_srec" or column.metric == ALONE or kind == TRANSFER
         try:
             base = config.apply(self.cfg, {"seed": seed})
-            cfg = pipeline.settled(experiments.cell(base, self.experiment, row, column))
+            cfg = experiments.cell(base, self.experiment, row, column)
             if kind != TRANSFER:  # no cell asks for the other dataset
                 cfg = replace(cfg, transfer=config.Transfer())
-            rules.validate(cfg)
+            rules.validate(cfg)  # as it was written, like pipeline.run
+            cfg = pipeline.settled(cfg)
             key = json.dumps([with_llm, config.to_dict(cfg)], sort_keys=True)
             if key not in self._jobs:
                 run = pipeline.Run(cfg, self.workdir, self.writer)
@@ -101,7 +102,7 @@ class Experimenter:
         flops_per_s = estimate.rate(self.cfg) if todo and not processes.several() else 0.0
         lines, known, unknown = [], 0.0, 0
         for job in self.jobs:
-            cells = [c for c in self.cells if c.job is job]
+            cells = self._cells_of(job)
             rows = dict.fromkeys(c.row.name for c in cells)
             columns = dict.fromkeys(c.column.name for c in cells)
             left = job.seconds(flops_per_s) if flops_per_s and not job.finished else None
@@ -118,6 +119,9 @@ class Experimenter:
             total += f", and {unknown} that cannot be estimated before the data are prepared (--mode=prepare) and the backbone is here"
         return f"{head}\n{shown}\n{len(todo)} of {len(self.jobs)} runs to do, {total}"
 
+    def _cells_of(self, job: Job) -> list[Cell]:
+        return [cell for cell in self.cells if cell.job is job]
+
     def _reasons(self) -> dict[str, list[str]]:
         """{why: rows} of cells without a job."""
         found: dict[str, dict[str, None]] = {}
@@ -131,7 +135,7 @@ class Experimenter:
         for number, job in enumerate(self.jobs, start=1):
             if processes.agree(job.finished):
                 continue
-            cells = [cell for cell in self.cells if cell.job is job]
+            cells = self._cells_of(job)
             names = ", ".join(dict.fromkeys(cell.row.name for cell in cells))
             of = f"{self.name}: run {number} of {len(self.jobs)}, {names}, seed {cells[0].seed}"
             self.writer.say(of)
@@ -144,13 +148,16 @@ class Experimenter:
                 self._why[id(job)] = str(error)
                 self.writer.say(f"{of}: cannot be done here: {error}")
             self.save()
-        self.save()
-        self.writer.say(self.report())
+        if told := self.save():
+            self.writer.say(self.report(told))
 
-    def save(self) -> None:
-        """Writes experiments/NAME.json."""
-        if processes.first():
-            write_json(self._file, self.result())
+    def save(self) -> dict[str, Any] | None:
+        """Writes experiments/NAME.json; returns what is in it, None on other processes than the first."""
+        if not processes.first():
+            return None
+        told = self.result()
+        write_json(self._file, told)
+        return told
 
     def result(self) -> dict[str, Any]:
         """All cells so far, with the paper's values, differences and histograms; JSON-ready."""
@@ -208,11 +215,8 @@ class Experimenter:
                 why = self._why.get(id(cell.job), "the run is not finished")
             else:
                 found = cell.job.find(row, column)
-                why = (
-                    ""
-                    if found
-                    else f"{row.name}: there is no {column.metric} of {column.slice} test users"
-                )
+                absent = f"{row.name}: there is no {column.metric} of {column.slice} test users"
+                why = "" if found else absent
             if found:
                 values.append({"seed": cell.seed, **found._asdict()})
         each = [v["value"] for v in values]
@@ -286,9 +290,8 @@ class Experimenter:
             found.append({**place, "edges": edges.tolist(), "counts": counts.tolist()})
         return found
 
-    def report(self) -> str:
-        """The table and the differences, for a person."""
-        told = self.result()
+    def report(self, told: dict[str, Any]) -> str:
+        """The table and the differences of a `result`, for a person."""
         cells = {(c["row"], c["column"]): c for c in told["cells"]}
         body = [
             [row, *(_shown(cells[row, column]) for column in told["columns"])]

@@ -9,12 +9,11 @@ import numpy as np
 
 from llmsrec_jax import config, statistics
 from llmsrec_jax.checkpoint import read_json, write_json
-from llmsrec_jax.schema import ORIGINAL, PLACE, SCHEMA
+from llmsrec_jax.schema import BEYOND, ORIGINAL, PLACE, SCHEMA, identity
 from llmsrec_jax.writer import table
 
 Record = dict[str, Any]
 SHOWN = ("hr@10", "ndcg@10")
-BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # E24
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
 ALIKE = {"cosine": "user vectors", "cosine_hidden": "h_U"}  # metric -> of what (E9)
 VARIANTS = {  # (setting, value) -> words (Tables 11, 12, Fig. 7)
@@ -85,16 +84,6 @@ def _git() -> str:
         return ""
 
 
-IDENTITY = (
-    *("model", "config_hash", "candidates_hash", "dataset", "trained_on", "split", "seed"),
-    "condition",
-)
-
-
-def _identity(record: Record) -> tuple[Any, ...]:
-    return (*(record[k] for k in IDENTITY), record.get("scope"))
-
-
 def read(path: Path) -> list[Record]:
     """The records of a results file; none where there is no file.
 
@@ -116,8 +105,8 @@ def merge(path: Path, rows: list[Record]) -> list[Record]:
     Raises:
       ValueError: a damaged file, or one of another schema.
     """
-    new = {_identity(row) for row in rows}
-    merged = [row for row in read(path) if _identity(row) not in new] + rows
+    new = {identity(row) for row in rows}
+    merged = [row for row in read(path) if identity(row) not in new] + rows
     write_json(path, {"schema": SCHEMA, "records": merged})
     return merged
 

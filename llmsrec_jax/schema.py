@@ -1,7 +1,18 @@
 """What is fixed in results files, for those who write them and those who read them: the schema's number, and names."""
 
+from collections.abc import Mapping
+from typing import Any
+
 SCHEMA = 1  # of results.json, cases.json and experiments/*.json
 ORIGINAL, SHUFFLED = "original", "shuffled"  # conditions: order of the test histories
 POPULARITY, TEACHER, BOUND = "popularity", "teacher", "bayes bound"
 PLACE = {POPULARITY: -2, TEACHER: -1, BOUND: 1}  # in tables: baselines first, the bound last
 FLOOR_AND_BOUND = (POPULARITY, BOUND)  # no models of a user
+BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # metrics beyond accuracy (E24)
+IDENTITY = ("model", "config_hash", "candidates_hash", "dataset", "split", "seed", "condition")
+
+
+def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a record is of: a model, its settings, what it was judged on. Records of one identity take each other's place."""
+    # where it was trained, and what was permuted, are told of some records only
+    return (*(record[name] for name in IDENTITY), record.get("trained_on"), record.get("scope"))

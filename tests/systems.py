@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import config
+from llmsrec_jax import config, results
 from llmsrec_jax.batch import HISTORY, PromptBatch
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
@@ -126,6 +126,11 @@ def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
         llm4rec.Frozen(llama_state, jnp.asarray(draw(made.catalog.size))),
         draw(len(made.train.items)),
     )
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    """Of a work folder's results."""
+    return results.read(workdir / "results.json")
 
 
 def rows_of(batch: PromptBatch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -1,18 +1,12 @@
 """Runs with histories in another order: at the test, and in training."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from llmsrec_jax import config, pipeline, results, train
+from llmsrec_jax import config, pipeline, train
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.writer import Writer
-from tests.systems import tiny
-
-
-def records(workdir: Path) -> list[dict]:
-    return results.read(workdir / "results.json")
+from tests.systems import records, tiny
 
 
 def test_nothing_to_permute_is_found_before_anything_trains(tmp_path):

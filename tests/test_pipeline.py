@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llmsrec_jax import config, keys, parallel, pipeline, results, train
+from llmsrec_jax import config, keys, parallel, pipeline, train
 from llmsrec_jax.benchmark import timing
 from llmsrec_jax.data import sources
 from llmsrec_jax.memory import GIB, Job
 from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.prompts.tokens import ItemTokens
-from llmsrec_jax.results import BEYOND
+from llmsrec_jax.schema import BEYOND
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer, read_log
 from tests.factories import files, random_dataset
-from tests.systems import tiny
+from tests.systems import records, tiny
 
 PACKAGE = Path(pipeline.__file__).parent
 FIELDS = {
@@ -29,10 +29,6 @@ FIELDS = {
     *("candidates_hash", "config_hash", "git", "condition", "trained_on"),
 }
 ABLATION = {"distill.weight": 0.0, "uniformity.weight": 0.0}
-
-
-def records(workdir: Path) -> list[dict]:
-    return results.read(workdir / "results.json")
 
 
 def values(rows: list[dict]) -> dict[tuple, tuple]:

@@ -73,7 +73,7 @@ def given(cfg: config.Data, seed: int) -> Dataset | None:
 
 def shape_of(dataset: Dataset, like: Shape) -> Shape:
     """Its sizes, with the titles of `like`."""
-    lengths = np.diff(dataset.train.offsets)
+    lengths = dataset.train.lengths
     history = [int(n) for n in np.quantile(lengths, SHARES)]
     sizes = len(dataset), dataset.catalog.size - 1, int(lengths.sum())
     return Shape(*sizes, history, like.title)

@@ -8,14 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmsrec_jax.report.document import MISSING, Cell, number
+from llmsrec_jax.report.kinds import kind
 from llmsrec_jax.report.reading import Folder
-from llmsrec_jax.schema import BOUND, PLACE
+from llmsrec_jax.schema import BOUND, PLACE, identity
 
 Record = dict[str, Any]
-IDENTITY = (
-    *("model", "config_hash", "candidates_hash", "dataset", "split", "seed"),
-    *("condition", "protocol", "metric", "slice"),
-)
 FEWEST = 3  # systems: an order of two is right or wrong, no correlation
 
 
@@ -81,7 +78,7 @@ def collect(folders: Sequence[Folder]) -> tuple[list[Record], list[str]]:
             if record["value"] is None or math.isnan(record["value"]):
                 continue  # of no users: the tables have a gap
             earlier, where = kept.setdefault(
-                (*(record[name] for name in IDENTITY), record.get("scope")), (record, folder.name)
+                (*identity(record), *kind(record)), (record, folder.name)
             )
             if earlier["value"] != record["value"]:
                 clashes.setdefault(
