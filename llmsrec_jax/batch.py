@@ -8,6 +8,7 @@ Dimension legend, used in names (`x_BTD`), annotations and einsum strings alike:
 
 from typing import Any, NamedTuple
 
+HIDDEN = -1  # in a window: an item that the model is to guess; ids of real items are above 0
 TOKEN, HISTORY, USER_REPR, USER_OUT, ITEM_OUT = range(5)  # what fills a live position
 
 Array = Any  # numpy on the host, jax.Array on the device
@@ -61,6 +62,6 @@ class LLMBatch(NamedTuple):
 class SequenceBatch(NamedTuple):
     """Left-padded item windows for the teacher: the most recent item is in the last column; 0 = pad."""
 
-    history: Array  # int32 [B, L]
-    positive: Array  # int32 [B, L] next item
+    history: Array  # int32 [B, L]; HIDDEN where an item is to be guessed
+    positive: Array  # int32 [B, L] the next item, or the hidden one; 0 = nothing to learn there
     negative: Array  # int32 [B, L, negatives per position]

@@ -67,18 +67,42 @@ class Data:
 
 
 @dataclass
-class Teacher:
-    """SASRec, the frozen CF-SRec (S2)."""
+class GRU4Rec:
+    hidden: int = 128  # width of the state
 
+
+@dataclass
+class BERT4Rec:
+    inner: int = 256  # hidden width of the feed-forward layers
+    share: float = 0.2  # of the items of a window that are hidden, at least one
+    last: float = 0.5  # of the windows, where the last item alone is hidden, as for a user
+
+
+@dataclass
+class NextItNet:
+    kernel: int = 3
+    dilations: tuple[int, ...] = (1, 4)  # of the residual blocks, all of them teacher.blocks times
+
+
+@dataclass
+class Teacher:
+    """The frozen CF-SRec (S2-S5)."""
+
+    model: Literal["sasrec", "gru4rec", "bert4rec", "nextitnet"] = "sasrec"  # (E23)
+    # BCE against sampled negatives | cross-entropy over the catalogue | over the positive and its sampled negatives
+    loss: Literal["bce", "ce", "sampled_ce"] = "bce"
     d: int = 64  # CF width E
     max_len: int = 128  # items in the window
-    blocks: int = 2
-    heads: int = 1
+    blocks: int = 2  # layers
+    heads: int = 1  # of attention
+    gru4rec: GRU4Rec = field(default_factory=GRU4Rec)
+    bert4rec: BERT4Rec = field(default_factory=BERT4Rec)
+    nextitnet: NextItNet = field(default_factory=NextItNet)
     dropout: float = 0.1
     lr: float = 1e-3
     b2: float = 0.98  # Adam beta2
     batch: int = 128  # users per step
-    negatives: int = 1  # per position; several weigh as much as one
+    negatives: int = 1  # per position, for sampled losses; several weigh as much as one in bce
     epochs: int = 200
     validate_every: int = 5  # epochs between validations
     patience: int = 10  # validations without improvement before stopping; 0 = never stop early
@@ -260,6 +284,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate.validation_users": 10_000,
     },
     "retrieval_only": {"distill.weight": 0.0, "uniformity.weight": 0.0},  # Table 8, row (a)
+    # other teachers, with RecBole's settings (S3-S5); each is also a system of its own (--mode=teacher)
+    "gru4rec": {
+        "teacher.model": "gru4rec",
+        "teacher.loss": "ce",
+        "teacher.blocks": 1,
+        "teacher.dropout": 0.3,
+    },
+    "bert4rec": {
+        "teacher.model": "bert4rec",
+        "teacher.loss": "ce",
+        "teacher.heads": 2,
+        "teacher.dropout": 0.2,
+    },
+    "nextitnet": {
+        "teacher.model": "nextitnet",
+        "teacher.loss": "ce",
+        "teacher.blocks": 5,
+        "teacher.dropout": 0.0,
+    },
+    "sasrec_ce": {"teacher.loss": "ce"},
     "llama-3.2-1b": {"llm.path": "meta-llama/Llama-3.2-1B-Instruct"},
     "llama-3.2-3b": {"llm.path": "meta-llama/Llama-3.2-3B-Instruct"},
     "llama-3.1-8b": {"llm.path": "meta-llama/Llama-3.1-8B-Instruct"},  # Fig. 5, D11

@@ -10,6 +10,7 @@ from llmsrec_jax.benchmark import made, stages
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.keys import DATA, PERMUTED, TEACHER, TRAIN, VECTORS
 from llmsrec_jax.llama import flops
+from llmsrec_jax.models import cf
 from llmsrec_jax.pipeline import Run
 from llmsrec_jax.stages.transfer import Transfer
 from llmsrec_jax.stages.work import Work
@@ -79,7 +80,7 @@ def _teacher(work: Work, known: Sizes) -> float:
         return 0.0
     teacher = work.cfg.teacher
     n = min(known.length, teacher.max_len)
-    of_window = 12 * teacher.d**2 * n * teacher.blocks + 2 * teacher.d * n
+    of_window = cf.operations(teacher, n, n, known.items)
     return 3 * of_window * known.users * teacher.epochs / TEACHER_SHARE
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmsrec_jax import config, parallel
-from llmsrec_jax.batch import LLMBatch, PromptBatch, SequenceBatch
+from llmsrec_jax.batch import HIDDEN, LLMBatch, PromptBatch, SequenceBatch
 from llmsrec_jax.data import sampling
 from llmsrec_jax.data.interactions import Histories, UserSequences
 from llmsrec_jax.data.samples import Samples
@@ -75,22 +75,24 @@ def own(devices: int, mine: Sequence[int] | None) -> list[int]:
 
 
 class TeacherBatches:
-    """SASRec's training batches: windows of similar length grouped, so that short users cost little (S2)."""
+    """A CF-SRec's training batches: windows of similar length grouped, so that short users cost little (S2-S5)."""
 
     def __init__(
         self,
         dataset: Dataset,
         cfg: config.Teacher,
+        hides: bool,
         seed: int,
         devices: int,
         mine: Sequence[int] | None = None,
     ):
+        """hides: items of whole sequences are hidden and to be guessed, else the next item is (BERT4Rec)."""
         self.dataset, self.cfg, self.seed, self.devices = dataset, cfg, seed, devices
-        self.mine = own(devices, mine)
+        self.mine, self.hides = own(devices, mine), hides
         users = dataset.eligible("train")
         self.order = EpochOrder(users, cfg.batch, seed)
         self.rows = per_device(self.order.batch, devices, "teacher.batch")
-        self.lengths = np.minimum(dataset.train.lengths - 1, cfg.max_len)
+        self.lengths = np.minimum(dataset.train.lengths - (not hides), cfg.max_len)
         self.shapes = plan.plan_windows(
             self.lengths[users], self.rows, TEACHER_GROUPS, TEACHER_SHAPES, seed
         )
@@ -112,15 +114,30 @@ class TeacherBatches:
         for rows, width in shape:
             members = users[start : start + rows]
             start += rows
-            window = windows(self.dataset.train, members, min(width, self.cfg.max_len) + 1)
-            history = window[:, :-1]
-            # the first item has no input to predict it from
-            positive = np.where(history > 0, window[:, 1:], 0)
+            width = min(width, self.cfg.max_len)
+            asked = self._hidden if self.hides else self._next
+            history, positive = asked(members, width, epoch)
+            # a loss over the catalogue needs none
+            number = 0 if self.cfg.loss == "ce" else self.cfg.negatives
             negative = sampling.teacher_negatives(
-                self.dataset, members, positive, self.cfg.negatives, self.seed, epoch
+                self.dataset, members, positive, number, self.seed, epoch
             )
             groups.append(SequenceBatch(history, positive, negative))
         return tuple(groups)
+
+    def _next(self, users: np.ndarray, width: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """History and positives int32 [n, width]: every item, and the one that follows it."""
+        window = windows(self.dataset.train, users, width + 1)
+        history = window[:, :-1]
+        # the first item has no input to predict it from
+        return history, np.where(history > 0, window[:, 1:], 0)
+
+    def _hidden(self, users: np.ndarray, width: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """History and positives int32 [n, width]: some items hidden, and what they are (S4)."""
+        window = windows(self.dataset.train, users, width)
+        rule = self.cfg.bert4rec.share, self.cfg.bert4rec.last
+        hidden = sampling.hidden(users, window, *rule, self.seed, epoch)
+        return np.where(hidden, HIDDEN, window), np.where(hidden, window, 0)
 
 
 def windows(sequences: UserSequences, rows: np.ndarray, width: int) -> np.ndarray:

@@ -1,13 +1,13 @@
-"""The losses of LLM-SRec (Eq. 1-4) and of contrastive distillation (Eq. 10): pure functions of arrays.
+"""The losses of LLM-SRec (Eq. 1-4), of contrastive distillation (Eq. 10) and over a catalogue: pure functions of arrays.
 
-All of them take the vectors of the whole (global) batch and reduce to a scalar, in float32.
+Those of equations take the vectors of the whole (global) batch. All reduce to a scalar, in float32.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Matrix = Float[Array, "B R"]
 
@@ -69,3 +69,60 @@ def uniformity_loss(
     total = jnp.sum(jnp.where(pairs_BB, jnp.exp(-temperature * square_BB), 0.0))
     mean = total / max(n * (n - 1) // 2, 1)
     return jnp.log(mean) if log and n > 1 else mean
+
+
+@jax.custom_vjp
+def catalogue_loss(
+    x_NE: Float[Array, "N E"], table_IE: Float[Array, "I E"], target_N: Int[Array, "N"]
+) -> Float[Array, ""]:
+    """Sum of the cross-entropies of `x @ table.T` over items 1.. against the targets; columns without one (0) count nothing.
+
+    The gradients are made in the same pass, tile by tile of the columns that count: three matmuls, as few as there can be, and
+    never more than a tile of the [N, I] logits in memory.
+    """
+    return _catalogue(x_NE, table_IE, target_N)[0]
+
+
+TILE_NUMBERS, SMALLEST_TILE = 2**23, 64  # logits and columns at a time
+
+
+def _catalogue(x_NE: Array, table_IE: Array, target_N: Array) -> tuple[Array, Array, Array]:
+    """The sum, and its gradients to both matrices."""
+    (N, E), I = x_NE.shape, len(table_IE)
+    tile = min(N, max(SMALLEST_TILE, TILE_NUMBERS // I))
+    counted_N, items_I = target_N != 0, jnp.arange(I)
+    # columns that count come first; the last tile may run over the end, whose columns count nothing
+    order_N = jnp.argsort(~counted_N, stable=True)
+    order_N = jnp.concatenate([order_N, jnp.full(-N % tile, N, order_N.dtype)])
+
+    def add(number: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        total, dx_NE, dtable_IE = sums
+        at_T = jax.lax.dynamic_slice(order_N, (number * tile,), (tile,))
+        x_TE = x_NE.at[at_T].get(mode="fill", fill_value=0)
+        target_T = target_N.at[at_T].get(mode="fill", fill_value=0)
+        logits_TI = jnp.matmul(x_TE, table_IE.T, precision="highest")
+        log_TI = jax.nn.log_softmax(jnp.where(items_I == 0, -jnp.inf, logits_TI), axis=1)
+        live_T = target_T != 0
+        own_T = jnp.take_along_axis(log_TI, target_T[:, None], axis=1)[:, 0]
+        total -= jnp.sum(jnp.where(live_T, own_T, 0.0))
+        wrong_TI = jnp.exp(log_TI) - (items_I == target_T[:, None])
+        wrong_TI = jnp.where(live_T[:, None], wrong_TI, 0.0)
+        dx_TE = jnp.matmul(wrong_TI, table_IE, precision="highest")
+        dtable_IE += jnp.matmul(wrong_TI.T, x_TE, precision="highest")
+        return total, dx_NE.at[at_T].set(dx_TE, mode="drop"), dtable_IE
+
+    tiles = -(-jnp.sum(counted_N) // tile)
+    zeros = jnp.float32(0), jnp.zeros((N, E)), jnp.zeros((I, E))
+    return jax.lax.fori_loop(0, tiles, add, zeros)
+
+
+def _forward(x_NE: Array, table_IE: Array, target_N: Array) -> tuple[Array, tuple[Array, Array]]:
+    total, *gradients = _catalogue(x_NE, table_IE, target_N)
+    return total, (gradients[0], gradients[1])
+
+
+def _backward(gradients: tuple[Array, Array], scale: Array) -> tuple[Array, Array, None]:
+    return scale * gradients[0], scale * gradients[1], None
+
+
+catalogue_loss.defvjp(_forward, _backward)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 
-from llmsrec_jax.config import Config, Data, Transfer, closest, flatten, typed
+from llmsrec_jax.config import Config, Data, Teacher, Transfer, closest, flatten, typed
 
 # What a number may be; every number of the tree is in exactly one row (a test checks it).
 RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
             *("data.shop.users", "data.shop.items", "data.min_user", "data.min_item"),
             *("teacher.d", "teacher.max_len", "teacher.blocks", "teacher.heads", "teacher.batch"),
             *("teacher.negatives", "teacher.epochs", "teacher.validate_every"),
+            *("teacher.gru4rec.hidden", "teacher.bert4rec.inner", "teacher.nextitnet.kernel"),
             *("prompts.history_len", "prompts.max_tokens", "head.dim", "head.hidden"),
             *("train.batch", "train.epochs", "train.negatives", "train.validations_per_epoch"),
             *("train.length_groups", "train.shapes", "mesh.fsdp", "mesh.tensor"),
@@ -40,9 +41,12 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     ),
     "above 0 and at most 1": (
         lambda v: 0 < v <= 1,
-        ("data.user_share", "transfer.user_share", "train.lr_decay"),
+        ("data.user_share", "transfer.user_share", "train.lr_decay", "teacher.bert4rec.share"),
     ),
-    "from 0 to 1": (lambda v: 0 <= v <= 1, ("data.shop.late_items", "data.shop.order")),
+    "from 0 to 1": (
+        lambda v: 0 <= v <= 1,
+        ("data.shop.late_items", "data.shop.order", "teacher.bert4rec.last"),
+    ),
     "at least 0 and below 1": (
         lambda v: 0 <= v < 1,
         ("teacher.dropout", "teacher.b2", "train.b2"),
@@ -76,9 +80,8 @@ def validate(config: Config) -> None:
     _check_source(config.data, config.transfer)
     _check_transfer(config.transfer)
     _check_metrics(config)
-    llm, teacher, rounded = config.llm, config.teacher, config.llm.item_store_dtype != "auto"
-    if teacher.d % teacher.heads:
-        raise ValueError(f"teacher.heads={teacher.heads}: must divide teacher.d={teacher.d}")
+    _check_teacher(config.teacher)
+    llm, rounded = config.llm, config.llm.item_store_dtype != "auto"
     if llm.revision and llm.path.startswith("random:"):
         raise ValueError(f"llm.revision={llm.revision!r}: {llm.path} has no revisions")
     if llm.item_store == "recompute" and rounded:
@@ -120,6 +123,14 @@ def _check_transfer(transfer: Transfer) -> None:
     for name, value in (("name", transfer.name), ("files.items", files.items)):
         if value and not (transfer.category or files.interactions):
             raise ValueError(f"transfer.{name}={value!r} alone names no dataset: {how}")
+
+
+def _check_teacher(teacher: Teacher) -> None:
+    if teacher.d % teacher.heads:
+        raise ValueError(f"teacher.heads={teacher.heads}: must divide teacher.d={teacher.d}")
+    dilations = teacher.nextitnet.dilations
+    if not dilations or min(dilations) < 1:
+        raise ValueError(f"teacher.nextitnet.dilations={dilations}: must be numbers of at least 1")
 
 
 def _check_metrics(config: Config) -> None:

@@ -19,7 +19,7 @@ from flax import nnx
 
 from llmsrec_jax import config, processes
 from llmsrec_jax.checkpoint import Checkpoints
-from llmsrec_jax.models import llm4rec, sasrec
+from llmsrec_jax.models import cf, llm4rec
 from llmsrec_jax.writer import Writer
 
 ASK_EVERY = 16  # steps
@@ -83,13 +83,13 @@ def teacher_step(
     cfg: config.Config,
     axis: str | tuple[str, ...] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One Adam step of SASRec (S2). `frozen` is the dropout key; groups of one batch share one mean."""
+    """One Adam step of a CF-SRec (S2-S5). `frozen` is the dropout key; groups of one batch share one mean."""
     key = jax.random.fold_in(frozen, state.step)
     if axis is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))
 
     def share(params):
-        return sasrec.loss(nnx.merge(model, params), batch, key, axis)
+        return cf.loss(nnx.merge(model, params), batch, cfg.teacher.loss, key, axis)
 
     value, grads = jax.value_and_grad(share)(state.params)
     if axis is not None:

@@ -30,7 +30,8 @@ def sequences() -> Dataset:
 
 
 def teacher(made: Dataset, devices=1, batch=8, seed=0, mine=None) -> TeacherBatches:
-    return TeacherBatches(made, config.Teacher(batch=batch, max_len=12), seed, devices, mine)
+    cfg = config.Teacher(batch=batch, max_len=12)
+    return TeacherBatches(made, cfg, False, seed, devices, mine)
 
 
 def assert_same(a, b) -> None:

@@ -19,7 +19,7 @@ from llmsrec_jax import config, evaluate, loaders, losses, parallel, train
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.model import Frozen
-from llmsrec_jax.models import llm4rec, sasrec
+from llmsrec_jax.models import cf, llm4rec
 from tests.conftest import REPO
 from tests.factories import random_dataset
 from tests.systems import System, named, relative_error, system
@@ -198,12 +198,12 @@ def test_the_teacher():
         config.Teacher(d=8, max_len=8, blocks=1, batch=8),
     )
     cfg.dropout = 0.0
-    model, params = nnx.split(sasrec.SASRec(data.catalog.size, cfg, nnx.Rngs(params=0)))
+    model, params = nnx.split(cf.new(data.catalog.size, cfg, nnx.Rngs(params=0)))
     whole = config.Config(teacher=cfg)
     found = {}
     for axes in ("one", "data 2", "pmap 2", "fsdp 2, tensor 2"):
         mesh = mesh_of(**MESHES[axes])
-        batches = loaders.TeacherBatches(data, cfg, 0, mesh.parts)
+        batches = loaders.TeacherBatches(data, cfg, False, 0, mesh.parts)
         step = partial(train.teacher_step, model=model, cfg=whole, axis=mesh.axis)
         wrapped = parallel.train_wrapper(step, mesh)
         state = train.init_state(jax.tree.map(jnp.copy, params), cfg.lr, cfg.b2)

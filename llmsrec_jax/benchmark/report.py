@@ -12,7 +12,7 @@ TITLES = {
     "train": "training, an epoch",
     "users": "inference, all evaluated users",
     "items": "inference, all items",
-    "teacher": "teacher (SASRec), an epoch",
+    "teacher": "teacher, an epoch",
 }
 
 GROWTH_AXES = {

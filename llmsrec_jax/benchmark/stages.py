@@ -20,6 +20,7 @@ from llmsrec_jax.benchmark import timing, work
 from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.benchmark.timing import Programs, Spread
+from llmsrec_jax.models import cf
 
 # batches built to see which shapes an epoch consists of
 TRAIN_BATCHES, TEACHER_BATCHES = 200, 50
@@ -210,17 +211,20 @@ def train(bench: Bench) -> dict[str, Any]:
 def teacher_parts(bench: Bench) -> tuple[loaders.TeacherBatches, Epoch, Stepper]:
     system = bench.system
     cfg = system.cfg
-    batches = loaders.TeacherBatches(system.made.dataset, cfg.teacher, cfg.seed, system.mesh.parts)
+    batches = loaders.TeacherBatches(
+        *(system.made.dataset, cfg.teacher, cf.MODELS[cfg.teacher.model].hides),
+        *(cfg.seed, system.mesh.parts),
+    )
     epoch = Epoch.of(batches, batches.order.steps_per_epoch, TEACHER_BATCHES)
     stepper = Stepper(system.teacher_step(), jax.random.key(0), system.teacher_state(), system.put)
     return batches, epoch, stepper
 
 
 def teacher(bench: Bench) -> dict[str, Any]:
-    """SASRec's training step, over an epoch's mix of shapes; building its batches apart."""
+    """The teacher's training step, over an epoch's mix of shapes; building its batches apart."""
     batches, epoch, stepper = teacher_parts(bench)
-    cfg = bench.system.cfg.teacher
-    total = epoch.total(lambda step: work.windows(cfg, batches(step)))
+    cfg, items = bench.system.cfg.teacher, bench.system.made.dataset.catalog.size - 1
+    total = epoch.total(lambda step: work.windows(cfg, items, batches(step)))
     result = _epoch_stage(bench, stepper, epoch, total)
     loading = Spread.of(epoch.build).scaled(epoch.steps / MINUTE)
     return result | {"loading_minutes_per_epoch": loading}

@@ -16,7 +16,7 @@ from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.model import Llama
-from llmsrec_jax.models import llm4rec, sasrec
+from llmsrec_jax.models import cf, llm4rec
 from llmsrec_jax.prompts.prompts import within
 
 
@@ -149,7 +149,7 @@ class System:
     @cached_property
     def teacher(self) -> tuple[nnx.GraphDef, nnx.State]:
         rngs = nnx.Rngs(params=self.cfg.seed)
-        return nnx.split(sasrec.SASRec(self.made.dataset.catalog.size, self.cfg.teacher, rngs))
+        return nnx.split(cf.new(self.made.dataset.catalog.size, self.cfg.teacher, rngs))
 
     def teacher_state(self) -> train.State:
         params = jax.tree.map(jnp.copy, self.teacher[1])

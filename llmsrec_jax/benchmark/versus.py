@@ -195,6 +195,12 @@ def teacher(bench: Bench) -> dict[str, Any]:
     """An epoch of SASRec from prepared batches; PyTorch's by its first steps, in windows as wide as teacher.max_len."""
     from llmsrec_jax.benchmark import torch_sasrec
 
+    cfg = bench.system.cfg.teacher
+    if (cfg.model, cfg.loss) != ("sasrec", "bce"):
+        raise ValueError(
+            f"--vs=torch: PyTorch's teacher is SASRec with BCE, not teacher.model={cfg.model}, "
+            f"teacher.loss={cfg.loss}"
+        )
     calm = _changed(bench, {"teacher.dropout": 0.0})  # what is dropped differs
     batches, _, stepper = stages.teacher_parts(calm)
     stepper.add(batches(0))

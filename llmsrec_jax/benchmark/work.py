@@ -11,6 +11,7 @@ from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_REPR, SequenceBatch
 from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.llama import flops
 from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.models import cf
 from llmsrec_jax.prompts.prompts import Prompts
 
 TRAINED = 3  # forward, backward to inputs, backward to weights
@@ -91,16 +92,15 @@ class Sizes:
         return replace(users + items, rows=users.rows)
 
 
-def windows(cfg: config.Teacher, batches: tuple[SequenceBatch, ...]) -> Work:
-    """A training step of SASRec on real columns: per block six products with E x E weights and causal attention; the scores.
+def windows(cfg: config.Teacher, items: int, batches: tuple[SequenceBatch, ...]) -> Work:
+    """A training step of the teacher on real columns, in a catalogue of so many items.
 
     No constant prefix and nothing to save: all tokens are live, useful is whole.
     """
-    n = np.concatenate([np.sum(g.history != 0, axis=-1).reshape(-1) for g in batches])
-    n = n.astype(np.int64)
-    block = 12 * cfg.d**2 * n + 4 * cfg.d * n * (n + 1) // 2
-    score = 2 * cfg.d * (1 + cfg.negatives) * n
-    total, columns = TRAINED * float(np.sum(cfg.blocks * block + score)), float(n.sum())
+    count = lambda x: np.sum(x != 0, axis=-1, dtype=np.int64).reshape(-1)
+    n = np.concatenate([count(group.history) for group in batches])
+    asked = np.concatenate([count(group.positive) for group in batches])
+    total, columns = TRAINED * cf.operations(cfg, n, asked, items), float(n.sum())
     return Work(len(n), columns, columns, total, total)
 
 

@@ -90,6 +90,23 @@ def teacher_negatives(
     return np.where(positive[..., None] > 0, unseen.item(users, rank), 0).astype(np.int32)
 
 
+def hidden(
+    users: np.ndarray, window: np.ndarray, share: float, last: float, seed: int, epoch: int
+) -> np.ndarray:
+    """bool [n, L]: the items of left-padded windows [n, L] to be guessed (S4).
+
+    `share` of the items each by its own draw, the luckiest one always; in `last` of the windows the last item alone. A function
+    of (seed, epoch, user, distance from the right edge), as `teacher_negatives`.
+    """
+    users = np.asarray(users, dtype=np.int64)[:, None]
+    place = np.arange(window.shape[1])[::-1]
+    drawn = counter.uniform(seed, "hidden", epoch, users, place)
+    drawn = np.where(window > 0, drawn, 2.0)
+    some = (drawn < share) | (drawn == drawn.min(axis=1, keepdims=True))
+    at_end = counter.uniform(seed, "hidden last", epoch, users) < last
+    return np.where(at_end, place == 0, some) & (window > 0)
+
+
 def _draw(
     dataset: Dataset,
     sets: UserSequences,

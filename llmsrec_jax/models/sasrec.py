@@ -8,7 +8,6 @@ A window may be shorter than max_len and still give the result of the full one: 
 and value, hence max_len - live of them weigh as much as one key whose logit is raised by log(max_len - live).
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -18,48 +17,31 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from llmsrec_jax import config
-from llmsrec_jax.batch import SequenceBatch
 from llmsrec_jax.models.heads import torch_bias
+from llmsrec_jax.models.sequence import (
+    MASKED,
+    dropout,
+    features,
+    flat,
+    keys,
+    norm,
+    normal,
+    slots,
+    unflat,
+)
 
-MASKED = -1e30  # logit of a key that must not be seen; finite, so that no gradient is NaN
-
-
-def _normal(fan_in: int, fan_out: int):
-    """Xavier-normal by PyTorch's fans: a fused projection counts all of its outputs."""
-    return nnx.initializers.normal(math.sqrt(2.0 / (fan_in + fan_out)))
+EPSILON = 1e-8  # of the norms
 
 
 def _linear(width: int, outputs: int, fan_out: int, bias_init, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(
         width,
         outputs,
-        kernel_init=_normal(width, fan_out),
+        kernel_init=normal(width, fan_out),
         bias_init=bias_init,
         precision="highest",
         rngs=rngs,
     )
-
-
-def _norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(width, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
-
-
-def _dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout; none without a key. 16 random bits per number: drawing them costs as much as a matmul."""
-    if key is None or rate == 0.0:
-        return x
-    halves = jax.random.bits(key, (-(-x.size // 2),), jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(halves, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(bits >= round(rate * 2**16), x / (1.0 - rate), 0.0)
-
-
-def _keys(key: Array | None, n: int) -> list[Array | None]:
-    return [None] * n if key is None else list(jax.random.split(key, n))
-
-
-def _flat(parts: Sequence[Array]) -> Array:
-    """Windows of different length -> one row per column: what acts on columns alone runs, and compiles, once."""
-    return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
 
 
 def _attention_bias(history: Int[Array, "B T"], max_len: int) -> Float[Array, "B 1 T S"]:
@@ -77,7 +59,7 @@ class Block(nnx.Module):
 
     def __init__(self, cfg: config.Teacher, rngs: nnx.Rngs):
         E, zeros = cfg.d, nnx.initializers.zeros_init()
-        self.query_norm, self.ff_norm = _norm(E, rngs), _norm(E, rngs)
+        self.query_norm, self.ff_norm = norm(E, EPSILON, rngs), norm(E, EPSILON, rngs)
         self.query = _linear(E, E, 3 * E, zeros, rngs)
         self.key_value = _linear(E, 2 * E, 3 * E, zeros, rngs)
         self.out = _linear(E, E, E, zeros, rngs)
@@ -97,46 +79,35 @@ class Block(nnx.Module):
         q_BTNH = q_BTE.reshape(B, T, self.heads, -1) / math.sqrt(E // self.heads)
         logits_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, precision="highest")
         weights_BNTS = jax.nn.softmax(logits_BNTS + bias_B1TS, axis=-1)
-        dropped_BNTT = _dropout(weights_BNTS[..., 1:], self.dropout, key)
+        dropped_BNTT = dropout(weights_BNTS[..., 1:], self.dropout, key)
         weights_BNTS = jnp.concatenate([weights_BNTS[..., :1], dropped_BNTT], axis=-1)
         mixed_BTNH = jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH, precision="highest")
         return mixed_BTNH.reshape(B, T, E)
 
     def _attend(self, q_NE: Array, x_NE: Array, biases: list[Array], key: Array | None) -> Array:
-        shapes = [(bias.shape[0], bias.shape[2]) for bias in biases]
-        ends = list(itertools.accumulate(B * T for B, T in shapes))[:-1]
-        windows = lambda x: [
-            part.reshape(*shape, -1) for part, shape in zip(jnp.split(x, ends), shapes, strict=True)
-        ]
         pad_F = self.key_value(jnp.zeros_like(x_NE[0]))
-        parts = windows(self.query(q_NE)), windows(self.key_value(x_NE))
-        groups = zip(*parts, biases, _keys(key, len(biases)), strict=True)
-        return self.out(_flat([self._mix(pad_F, *group) for group in groups]))
+        shapes = [(bias.shape[0], bias.shape[2]) for bias in biases]
+        parts = unflat(self.query(q_NE), shapes), unflat(self.key_value(x_NE), shapes)
+        groups = zip(*parts, biases, keys(key, len(biases)), strict=True)
+        return self.out(flat([self._mix(pad_F, *group) for group in groups]))
 
     def __call__(self, x_NE: Array, biases: list[Array], key: Array | None) -> Array:
-        attention_key, in_key, out_key = _keys(key, 3)
+        attention_key, in_key, out_key = keys(key, 3)
         q_NE = self.query_norm(x_NE)
         x_NE = self.ff_norm(q_NE + self._attend(q_NE, x_NE, biases, attention_key))
-        hidden_NE = jax.nn.relu(_dropout(self.ff_in(x_NE), self.dropout, in_key))
-        return x_NE + _dropout(self.ff_out(hidden_NE), self.dropout, out_key)
+        hidden_NE = jax.nn.relu(dropout(self.ff_in(x_NE), self.dropout, in_key))
+        return x_NE + dropout(self.ff_out(hidden_NE), self.dropout, out_key)
 
 
 class SASRec(nnx.Module):
     """`item_embedding` [I, E] float32; row 0 (the pad) is initialised as any other, but never read (oracle surprise 2)."""
 
     def __init__(self, items: int, cfg: config.Teacher, rngs: nnx.Rngs):
-        table = lambda rows: nnx.Param(_normal(rows, cfg.d)(rngs.params(), (rows, cfg.d)))
+        table = lambda rows: nnx.Param(normal(rows, cfg.d)(rngs.params(), (rows, cfg.d)))
         self.item_embedding, self.position_embedding = table(items), table(cfg.max_len)
         self.blocks = nnx.List([Block(cfg, rngs) for _ in range(cfg.blocks)])
-        self.norm = _norm(cfg.d, rngs)
+        self.norm = norm(cfg.d, EPSILON, rngs)
         self.dropout = cfg.dropout
-
-    def _slots(self, history: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        """Position embeddings of the last T slots."""
-        (max_len, E), T = self.position_embedding.shape, history.shape[1]
-        if T > max_len:
-            raise ValueError(f"windows of {T} items, but teacher.max_len is {max_len}: cut them")
-        return jnp.broadcast_to(self.position_embedding[...][max_len - T :], (*history.shape, E))
 
     def encode(
         self, items_NE: Array, histories: Sequence[Array], key: Array | None = None
@@ -146,57 +117,17 @@ class SASRec(nnx.Module):
         Raises:
           ValueError: windows longer than max_len.
         """
-        max_len, E = self.position_embedding.shape
-        live_N1 = _flat(histories)[:, None] != 0
-        embedding_key, *block_keys = _keys(key, 1 + len(self.blocks))
-        x_NE = items_NE * math.sqrt(E) + _flat([self._slots(history) for history in histories])
-        x_NE = jnp.where(live_N1, _dropout(x_NE, self.dropout, embedding_key), 0.0)
+        positions = self.position_embedding[...]
+        max_len, E = positions.shape
+        live_N1 = flat(histories)[:, None] != 0
+        embedding_key, *block_keys = keys(key, 1 + len(self.blocks))
+        x_NE = items_NE * math.sqrt(E) + flat([slots(positions, history) for history in histories])
+        x_NE = jnp.where(live_N1, dropout(x_NE, self.dropout, embedding_key), 0.0)
         biases = [_attention_bias(history, max_len) for history in histories]
         for block, block_key in zip(self.blocks, block_keys, strict=True):
             x_NE = jnp.where(live_N1, block(x_NE, biases, block_key), 0.0)
         return self.norm(x_NE)
 
-    def __call__(self, history: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        """Features of every column, without dropout; 0 = pad. Raises as `encode`."""
-        items_NE = self.item_embedding[...][history.reshape(-1)]
-        return self.encode(items_NE, [history]).reshape(*history.shape, -1)
-
     def user_repr(self, history: Int[Array, "B T"]) -> Float[Array, "B E"]:
-        """O_u: the features of the last column; scores are dot products with `item_embedding`."""
-        return self(history)[:, -1]
-
-
-def logits(
-    model: SASRec, groups: tuple[SequenceBatch, ...], key: Array | None = None
-) -> tuple[Float[Array, "N"], Float[Array, "N K"]]:
-    """Scores of the positive and of K >= 1 negative items at every column, the groups' columns one after another.
-
-    One gather serves all fields, so that its gradient is one scatter.
-    """
-    history_N, positive_N, negative_N = (_flat(field) for field in zip(*groups, strict=True))
-    negative_NK = negative_N.reshape(len(history_N), -1)
-    ids_NC = jnp.concatenate([history_N[:, None], positive_N[:, None], negative_NK], axis=1)
-    items_NCE = model.item_embedding[...][ids_NC]
-    x_NE = model.encode(items_NCE[:, 0], [group.history for group in groups], key)
-    scores_NC = jnp.sum(x_NE[:, None] * items_NCE[:, 1:], axis=-1)
-    return scores_NC[:, 0], scores_NC[:, 1:]
-
-
-def loss(
-    model: SASRec,
-    groups: tuple[SequenceBatch, ...],
-    key: Array | None = None,
-    axis: str | tuple[str, ...] | None = None,
-) -> Float[Array, ""]:
-    """This device's share of mean BCE(positive, 1) + mean BCE(negatives, 0) over the columns with a positive.
-
-    `groups` are the rows of one batch in windows of different length: one mean over all of them. Several negatives of
-    a column weigh as much as its positive. Summed over the devices of `axis`, the shares are the loss of the global
-    batch.
-    """
-    positive_N, negative_NK = logits(model, groups, key)
-    counted_N = _flat([group.positive for group in groups]) != 0
-    bce_N = jax.nn.softplus(-positive_N) + jnp.mean(jax.nn.softplus(negative_NK), axis=1)
-    count = jnp.sum(counted_N)
-    everywhere = count if axis is None else jax.lax.psum(count, axis)
-    return jnp.sum(jnp.where(counted_N, bce_N, 0.0)) / jnp.maximum(everywhere, 1)
+        """O_u: the features of the last column."""
+        return features(self, history)[:, -1]

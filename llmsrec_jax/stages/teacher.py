@@ -1,4 +1,4 @@
-"""teacher: SASRec, trained on interactions alone, then frozen."""
+"""teacher: a CF-SRec, trained on interactions alone, then frozen."""
 
 from functools import cached_property, partial
 from typing import Any
@@ -11,7 +11,7 @@ from llmsrec_jax import evaluate, loaders, parallel, results, train
 from llmsrec_jax.data.interactions import Histories
 from llmsrec_jax.evaluate import Vectors
 from llmsrec_jax.keys import TEACHER
-from llmsrec_jax.models import sasrec
+from llmsrec_jax.models import cf
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.work import Work
 
@@ -33,17 +33,19 @@ class Teacher:
     def _model(self) -> tuple[nnx.GraphDef, nnx.State]:
         rngs = nnx.Rngs(params=self._key)
         size = self._data.dataset.catalog.size
-        return nnx.split(sasrec.SASRec(size, self._work.cfg.teacher, rngs))
+        return nnx.split(cf.new(size, self._work.cfg.teacher, rngs))
 
     def train(self) -> None:
-        """Trains SASRec, or goes on training it; keeps the best checkpoint (D31)."""
+        """Trains it, or goes on training it; keeps the best checkpoint (D31)."""
         work, cfg = self._work, self._work.cfg.teacher
         stage = work.stage("teacher", TEACHER)
         if work.done(stage):
             return
         graphdef, params = self._model
         dataset, seed = self._data.training, work.cfg.seed
-        batches = loaders.TeacherBatches(dataset, cfg, seed, work.devices, work.mine)
+        batches = loaders.TeacherBatches(
+            *(dataset, cfg, cf.MODELS[cfg.model].hides, seed, work.devices, work.mine)
+        )
         per_device = partial(train.teacher_step, model=graphdef, cfg=work.cfg, axis=work.mesh.axis)
         per_epoch = batches.order.steps_per_epoch
         total = per_epoch * cfg.epochs

@@ -9,7 +9,7 @@ from flax import nnx
 
 from llmsrec_jax import config
 from llmsrec_jax.data.interactions import Catalog
-from llmsrec_jax.models import sasrec
+from llmsrec_jax.models import cf
 from llmsrec_jax.regression import ridge
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.preparation import Prepared
@@ -50,10 +50,10 @@ def _named(catalog: Catalog) -> Iterator[tuple[str, str]]:
 
 
 def _random(home: Place, there: Place, llm: LLMRec, cfg: config.Config) -> np.ndarray:
-    """As a SASRec for that catalogue begins: an untrained item says nothing, so SASRec is at chance (as in the paper)."""
+    """As a teacher for that catalogue begins: an untrained item says nothing, so it is at chance (as in the paper)."""
     key = jax.random.fold_in(jax.random.key(cfg.seed), UNSEEN_KEY)
     size, rngs = there.data.dataset.catalog.size, nnx.Rngs(params=key)
-    return np.asarray(sasrec.SASRec(size, cfg.teacher, rngs).item_embedding[...])
+    return np.asarray(cf.new(size, cfg.teacher, rngs).item_embedding[...])
 
 
 def _zero(home: Place, there: Place, llm: LLMRec, cfg: config.Config) -> np.ndarray:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from llmsrec_jax import config
 from llmsrec_jax.batch import SequenceBatch
-from llmsrec_jax.models import sasrec
+from llmsrec_jax.models import cf, sasrec, sequence
 
 ITEMS, MAX_LEN = 23, 16
 
@@ -45,12 +45,12 @@ def sequences(lengths, width=MAX_LEN):
 
 @jax.jit
 def features(graph_state, history):
-    return nnx.merge(*graph_state)(history)
+    return sequence.features(nnx.merge(*graph_state), history)
 
 
 @partial(jax.jit, static_argnums=0)
 def value_and_gradients(graph, state, groups, key=None):
-    share = lambda s: sasrec.loss(nnx.merge(graph, s), groups, key)
+    share = lambda s: cf.loss(nnx.merge(graph, s), groups, "bce", key)
     return jax.value_and_grad(share)(state)
 
 
@@ -135,7 +135,7 @@ def test_user_representation_is_the_last_column(small):
 
 def test_too_long_windows_are_refused(small):
     with pytest.raises(ValueError, match="teacher.max_len is 16"):
-        nnx.merge(*small)(jnp.zeros((1, MAX_LEN + 1), jnp.int32))
+        sequence.features(nnx.merge(*small), jnp.zeros((1, MAX_LEN + 1), jnp.int32))
 
 
 def test_groups_share_one_mean(small):
@@ -151,7 +151,7 @@ def test_groups_share_one_mean(small):
 def test_loss_by_hand(small):
     """Mean over the columns with a positive, both halves."""
     rows = sequences([2, 5, 0, 1])
-    positive, negative = jax.jit(lambda g, b: sasrec.logits(nnx.merge(*g), (b,)))(small, rows)
+    positive, negative = jax.jit(lambda g, b: cf.logits(nnx.merge(*g), (b,)))(small, rows)
     negative = negative[:, 0]
     counted = rows.positive.ravel() != 0
     of = lambda logits, sign: np.log1p(np.exp(-sign * np.asarray(logits, np.float64)))[counted]
@@ -186,7 +186,7 @@ def test_shares_of_two_devices_sum_to_the_global_loss(small):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def per_device(state, rows):
-        share = lambda s: sasrec.loss(nnx.merge(graph, s), (rows,), axis="data")
+        share = lambda s: cf.loss(nnx.merge(graph, s), (rows,), "bce", axis="data")
         return jax.lax.psum(jax.value_and_grad(share)(state), "data")
 
     mapped = jax.shard_map(
@@ -207,12 +207,12 @@ def test_dropout_follows_its_key(small):
 
 
 def test_dropout_keeps_the_mean():
-    dropped = sasrec._dropout(jnp.ones(40_000), 0.3, jax.random.key(0))
+    dropped = sequence.dropout(jnp.ones(40_000), 0.3, jax.random.key(0))
     assert np.unique(dropped) == pytest.approx([0.0, 1 / 0.7])
     assert np.mean(dropped) == pytest.approx(1.0, abs=0.01)
     odd = jnp.ones((3, 5))
-    assert sasrec._dropout(odd, 0.5, jax.random.key(0)).shape == odd.shape
-    assert sasrec._dropout(odd, 0.0, jax.random.key(0)) is odd
+    assert sequence.dropout(odd, 0.5, jax.random.key(0)).shape == odd.shape
+    assert sequence.dropout(odd, 0.0, jax.random.key(0)) is odd
 
 
 def test_initialisation_is_the_authors():

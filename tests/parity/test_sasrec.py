@@ -16,7 +16,7 @@ from flax import nnx
 
 from llmsrec_jax import config
 from llmsrec_jax.batch import SequenceBatch
-from llmsrec_jax.models import sasrec
+from llmsrec_jax.models import cf, sasrec, sequence
 
 NORM = {"weight": "scale", "bias": "bias"}
 
@@ -108,7 +108,7 @@ def assert_close(actual, expected, limit, name=""):
 
 @jax.jit
 def features(graph_state, history):
-    return nnx.merge(*graph_state)(history)
+    return sequence.features(nnx.merge(*graph_state), history)
 
 
 @jax.jit
@@ -118,7 +118,7 @@ def user_repr(graph_state, history):
 
 @jax.jit
 def logits(graph_state, rows):
-    return sasrec.logits(nnx.merge(*graph_state), (rows,))
+    return cf.logits(nnx.merge(*graph_state), (rows,))
 
 
 def batch(arrays, step):
@@ -172,7 +172,7 @@ def test_logits(arrays):
 
 @partial(jax.jit, static_argnums=0)
 def value_and_gradients(graph, state, groups):
-    return jax.value_and_grad(lambda s: sasrec.loss(nnx.merge(graph, s), groups))(state)
+    return jax.value_and_grad(lambda s: cf.loss(nnx.merge(graph, s), groups, "bce"))(state)
 
 
 def in_two_groups(rows):
