@@ -114,8 +114,16 @@ CHOICES = {  # where the paper is silent: question -> what is done here
 }
 
 ABSENT = "this system is not part of this version"
-SASREC, LLM_SREC = Row("SASRec", "teacher"), Row("LLM-SRec")
+SASREC = Row("SASRec", "teacher", {"teacher.model": "sasrec"})
+LLM_SREC = Row("LLM-SRec")
 POPULARITY = Row("popularity", "popularity")
+CF_SREC = (
+    *(
+        Row(name, "teacher", config.PRESETS[name.lower()])
+        for name in ("GRU4Rec", "BERT4Rec", "NextItNet")
+    ),
+    SASREC,
+)
 
 
 def _absent(*names: str) -> tuple[Row, ...]:
@@ -180,8 +188,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Overall performance",
         "Table 6",
         (
-            *_absent("GRU4Rec", "BERT4Rec", "NextItNet"),
-            SASREC,
+            *CF_SREC,
             *_absent("CTRL", "RECFORMER"),
             *LLM4REC,
             LLM_SREC,

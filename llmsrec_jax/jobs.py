@@ -56,7 +56,7 @@ class Judged:
     def __init__(self, run: pipeline.Run, with_llm: bool):
         self.run, self.with_llm = run, with_llm
         self.judgement = run.judgement if with_llm else run.teacher_judgement
-        self.title = "LLM-SRec" if with_llm else "SASRec"
+        self.title = "LLM-SRec" if with_llm else "CF-SRec"
 
     @property
     def finished(self) -> bool:

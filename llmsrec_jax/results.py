@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ VARIANTS = {  # (setting, value) -> words (Tables 11, 12, Fig. 7)
     ("distill.type", "contrastive"): "contrastive",
     ("train.targets", "all"): "auto-regressive",
 }
+TEACHERS = {  # (setting, value) -> words (E23); SASRec with BCE needs none
+    ("teacher.model", "gru4rec"): "gru4rec",
+    ("teacher.model", "bert4rec"): "bert4rec",
+    ("teacher.model", "nextitnet"): "nextitnet",
+    ("teacher.loss", "ce"): "ce",
+    ("teacher.loss", "sampled_ce"): "sampled_ce",
+}
 
 
 def trained(name: str, cfg: config.Config) -> str:
@@ -36,14 +44,26 @@ def label(cfg: config.Config) -> str:
         if weight == 0
     ]
     name = "llm_srec" + (f" w/o {', '.join(off)}" if off else "")
+    others = [name, *_words(cfg, VARIANTS)]
+    if told := _words(cfg, TEACHERS):
+        others.append(" ".join(["teacher", *told]))
+    return trained(", ".join(others), cfg)
+
+
+def teacher(cfg: config.Config) -> str:
+    """`teacher`, and which model it is where it is not SASRec with BCE."""
+    return trained(" ".join(["teacher", *_words(cfg, TEACHERS)]), cfg)
+
+
+def _words(cfg: config.Config, table: Mapping[tuple[str, Any], str]) -> list[str]:
+    """What it says of the settings of `cfg`."""
     values = {setting: value for setting, value, _ in config.flatten(cfg)}
-    others = [words for (setting, value), words in VARIANTS.items() if values[setting] == value]
-    return trained(", ".join([name, *others]), cfg)
+    return [words for (setting, value), words in table.items() if values[setting] == value]
 
 
 def names(cfg: config.Config) -> dict[str, str]:
     """What trained models are called."""
-    return {"teacher": trained("teacher", cfg), "llm_srec": label(cfg)}
+    return {"teacher": teacher(cfg), "llm_srec": label(cfg)}
 
 
 def transferred(name: str, trained_on: str, unseen: str) -> str:

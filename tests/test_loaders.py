@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import config, loaders, parallel
-from llmsrec_jax.batch import ITEM_OUT, USER_OUT, USER_REPR
+from llmsrec_jax.batch import HIDDEN, ITEM_OUT, USER_OUT, USER_REPR
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama.kv import KV
@@ -316,6 +316,31 @@ def test_teacher_windows(sequences, devices):
                 seen.append(user)
     eligible = set(sequences.eligible("train"))
     assert len(set(seen)) == len(seen) == len(eligible) // 8 * 8 and set(seen) <= eligible
+
+
+def test_hidden_items_and_what_they_are(sequences):
+    """Whole training sequences, each item seen or asked for; fresh every epoch, negatives only where asked."""
+    cfg = config.Teacher(batch=8, max_len=12, negatives=2, model="bert4rec")
+    batches = TeacherBatches(sequences, cfg, True, 0, 1)
+    seen: list[dict[tuple[int, ...], set[tuple[bool, ...]]]] = [{}, {}]
+    for step in range(2 * batches.order.steps_per_epoch):
+        for group in batches(step):
+            hidden = group.history == HIDDEN
+            assert (hidden == (group.positive > 0)).all()
+            assert ((group.negative > 0) == hidden[..., None]).all()
+            whole = np.where(hidden, group.positive, group.history)[0]
+            for items, asked in zip(whole, hidden[0], strict=True):
+                place = seen[step // batches.order.steps_per_epoch]
+                place[tuple(items[items > 0])] = tuple(asked[items > 0])
+    wanted = {tuple(sequences.train[user][0][-12:]) for user in sequences.eligible("train")}
+    assert set(seen[0]) < wanted and len(seen[0]) == 48
+    both = set(seen[0]) & set(seen[1])
+    assert sum(seen[0][items] != seen[1][items] for items in both) > len(both) / 2
+
+
+def test_a_loss_over_the_catalogue_needs_no_negatives(sequences):
+    batches = TeacherBatches(sequences, config.Teacher(batch=8, loss="ce"), False, 0, 1)
+    assert all(group.negative.shape == (*group.history.shape, 0) for group in batches(0))
 
 
 def test_teacher_shapes_are_few(sequences):

@@ -1,5 +1,7 @@
 """The tables that people see."""
 
+from typing import get_args
+
 import pytest
 
 from llmsrec_jax import config, results
@@ -53,10 +55,32 @@ def test_tables_show_baselines_first_and_the_bound_last():
             {"uniformity.weight": 0.0, "train.targets": "all", "order.train": "shuffled"},
             "llm_srec w/o uniformity, auto-regressive, shuffled training",
         ),
+        ({"teacher.model": "bert4rec", "teacher.loss": "ce"}, "llm_srec, teacher bert4rec ce"),
     ],
 )
 def test_variants_are_told_apart(changes, label):
     assert results.label(config.apply(config.Config(), changes)) == label
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "teacher"),
+        ({"order.train": "shuffled"}, "teacher, shuffled training"),
+        ({"teacher.loss": "ce"}, "teacher ce"),
+        ({"teacher.model": "gru4rec", "teacher.loss": "sampled_ce"}, "teacher gru4rec sampled_ce"),
+    ],
+)
+def test_teachers_are_told_apart(changes, name):
+    assert results.names(config.apply(config.Config(), changes))["teacher"] == name
+
+
+def test_every_model_and_loss_of_a_teacher_has_a_name():
+    declared = {name: kind for name, _, kind in config.flatten(config.Config())}
+    every = {
+        (name, v) for name in ("teacher.model", "teacher.loss") for v in get_args(declared[name])
+    }
+    assert every - {*results.TEACHERS} == {("teacher.model", "sasrec"), ("teacher.loss", "bce")}
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path):

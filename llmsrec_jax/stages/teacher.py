@@ -60,7 +60,7 @@ class Teacher:
         job = train.Job(
             stage="teacher",
             key=stage.key,
-            model=f"{results.trained('teacher', work.cfg)}, seed {seed}",
+            model=f"{results.teacher(work.cfg)}, seed {seed}",
             step=parallel.train_wrapper(per_device, work.mesh),
             frozen=parallel.replicate(self._key, work.mesh),
             batches=partial(loaders.stream, batches),
