@@ -10,11 +10,21 @@ import numpy as np
 from llmsrec_jax import config, estimate, pipeline, processes
 from llmsrec_jax.benchmark import measure
 from llmsrec_jax.checkpoint import Stage, read_json
-from llmsrec_jax.experiments import ALONE, CARD, RECORDS, SPEED, TRANSFER, Column, Row
+from llmsrec_jax.experiments import (
+    ALONE,
+    CARD,
+    OTHER,
+    RECORDS,
+    SPEED,
+    TRANSFER,
+    Column,
+    Row,
+)
 from llmsrec_jax.keys import DATA
 from llmsrec_jax.llama import config as llama
 from llmsrec_jax.metrics import mean_and_se
 from llmsrec_jax.outcomes import Outcomes
+from llmsrec_jax.schema import COSINE, COSINE_HIDDEN
 
 
 class Found(NamedTuple):
@@ -89,8 +99,8 @@ class Judged:
     def find(self, row: Row, column: Column) -> Found | None:
         if column.metric == ALONE:
             return Found(*mean_and_se(self._alone(row)), len(self.outcomes.users))
-        name = self.judgement.names[row.model]
-        key = (name, column.condition, column.protocol, column.slice, column.metric)
+        name, metric = self.judgement.names[row.model], self._metric(row, column)
+        key = (name, column.condition, column.protocol, column.slice, metric)
         found = self._records.get(key)
         return None if found is None else Found(found["value"], found["se"], found["users"])
 
@@ -99,8 +109,19 @@ class Judged:
         if column.metric == ALONE:
             return self._alone(row)
         parts = column.protocol, column.condition, self.run.work.cfg.evaluate
-        values = self.outcomes.models[row.model].values(*parts).get(column.metric)
+        values = self.outcomes.models[row.model].values(*parts).get(self._metric(row, column))
         return None if values is None else values[self.outcomes.slices[column.slice]]
+
+    def _metric(self, row: Row, column: Column) -> str:
+        """Of the records: both cosines are there, and order.vector says which one is looked at (Table 5)."""
+        if column.metric not in (COSINE, OTHER):
+            return column.metric
+        if (
+            COSINE_HIDDEN not in self.outcomes.models[row.model].alike
+        ):  # one vector is all that it has
+            return column.metric
+        hidden = self.run.work.cfg.order.vector == "hidden"
+        return COSINE_HIDDEN if hidden == (column.metric == COSINE) else COSINE
 
     def _alone(self, row: Row) -> np.ndarray:
         """Of all test users. It depends on who else is in the run: no number of a model, so no record."""

@@ -170,7 +170,10 @@ class Experimenter:
             "dataset": self._dataset,
             "seeds": [*self.seeds],
             "config": config.to_dict(self.cfg),
-            "choices": dict(experiments.CHOICES[name] for name in one.choices),
+            "choices": {
+                choice.question: choice.answer(self.cfg)
+                for choice in map(experiments.CHOICES.__getitem__, one.choices)
+            },
             "figure": one.figure,
             "rows": [row.name for row in one.rows],
             "columns": [column.name for column in one.columns],

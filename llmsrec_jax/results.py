@@ -9,13 +9,18 @@ import numpy as np
 
 from llmsrec_jax import config, statistics
 from llmsrec_jax.checkpoint import read_json, write_json
-from llmsrec_jax.schema import BEYOND, ORIGINAL, PLACE, SCHEMA, identity
+from llmsrec_jax.schema import BEYOND, COSINE, COSINE_HIDDEN, ORIGINAL, PLACE, SCHEMA, identity
 from llmsrec_jax.writer import table
 
 Record = dict[str, Any]
 SHOWN = ("hr@10", "ndcg@10")
-EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
-ALIKE = {"cosine": "user vectors", "cosine_hidden": "h_U"}  # metric -> of what (E9)
+EVALUATION = (
+    "evaluate.ties",
+    "evaluate.mask_seen",
+    "evaluate.score",
+    "slices",
+)  # every model's numbers
+ALIKE = {COSINE: "user vectors", COSINE_HIDDEN: "h_U"}  # metric -> of what (E9)
 VARIANTS = {  # (setting, value) -> words (Tables 11, 12, Fig. 7)
     ("prompts.user_repr", True): "user representation",
     ("distill.type", "contrastive"): "contrastive",

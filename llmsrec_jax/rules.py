@@ -42,6 +42,9 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda v: 0 < v <= 1,
         ("data.user_share", "transfer.user_share", "train.lr_decay"),
     ),
+    "above 0 and below 1": (lambda v: 0 < v < 1, ("slices.transition_share",)),
+    # warm and cold items are none twice
+    "above 0 and at most 0.5": (lambda v: 0 < v <= 0.5, ("slices.item_share",)),
     "from 0 to 1": (lambda v: 0 <= v <= 1, ("data.shop.late_items", "data.shop.order")),
     "at least 0 and below 1": (
         lambda v: 0 <= v < 1,

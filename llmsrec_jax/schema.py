@@ -9,6 +9,8 @@ POPULARITY, TEACHER, BOUND = "popularity", "teacher", "bayes bound"
 PLACE = {POPULARITY: -2, TEACHER: -1, BOUND: 1}  # in tables: baselines first, the bound last
 FLOOR_AND_BOUND = (POPULARITY, BOUND)  # no models of a user
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # metrics beyond accuracy (E24)
+# metrics (E9): how alike the vector that ranks stays, and the hidden state that it is made of
+COSINE, COSINE_HIDDEN = "cosine", "cosine_hidden"
 IDENTITY = ("model", "config_hash", "candidates_hash", "dataset", "split", "seed", "condition")
 
 

@@ -162,10 +162,33 @@ def test_histograms_count_every_user(suite):
     told = load(suite, "table5")
     assert {one["row"] for one in told["histograms"]} == {"SASRec", "LLM-SRec"}
     cells = {(c["row"], c["column"]): c for c in told["cells"]}
-    assert 0 < cells["LLM-SRec", "cosine of h_U"]["mean"] < 1
-    assert cells["SASRec", "cosine of h_U"]["why"].startswith("SASRec: there is no cosine_hidden")
+    assert 0 < cells["LLM-SRec", "cosine of the other vector"]["mean"] < 1
+    assert cells["SASRec", "cosine of the other vector"]["why"].startswith("SASRec: there is no")
     for one in told["histograms"]:
         assert sum(one["counts"]) == 40 and len(one["edges"]) == len(one["counts"]) + 1
+
+
+def test_the_vector_of_table_5_is_a_choice(suite, monkeypatch):
+    """Both are kept, so nothing is judged again; SASRec has one only."""
+    reproduce.run(tiny(), suite, "table5", seeds=(0,))
+    before = load(suite, "table5")
+    monkeypatch.setattr(pipeline, "perform", lambda *args: pytest.fail("done again"))
+    reproduce.run(tiny({"order.vector": "hidden"}), suite, "table5", seeds=(0,))
+    after = load(suite, "table5")
+    value = lambda told, row, column: next(
+        c["mean"] for c in told["cells"] if (c["row"], c["column"]) == (row, column)
+    )
+    columns = "cosine", "cosine of the other vector"
+    ours, theirs = ([value(told, "LLM-SRec", c) for c in columns] for told in (before, after))
+    assert ours == theirs[::-1] and ours[0] != ours[1]
+    assert value(before, "SASRec", "cosine") == value(after, "SASRec", "cosine")
+    answers = [one["choices"]["Which vector is compared (Table 5)?"] for one in (before, after)]
+    assert [answer.split(":")[0] for answer in answers] == [
+        "order.vector=ranking",
+        "order.vector=hidden",
+    ]
+    bins = [{one["row"]: one["counts"] for one in told["histograms"]} for told in (before, after)]
+    assert bins[0]["SASRec"] == bins[1]["SASRec"]
 
 
 def write_interactions(path, users, items, time):

@@ -13,7 +13,7 @@ from llmsrec_jax.data.slices import slices
 from llmsrec_jax.evaluate import Counts, Vectors
 from llmsrec_jax.outcomes import Outcome, Outcomes
 from llmsrec_jax.results import Record
-from llmsrec_jax.schema import SCHEMA
+from llmsrec_jax.schema import COSINE, COSINE_HIDDEN, SCHEMA
 from llmsrec_jax.stages.entrants import Entrants, Model
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.work import Work
@@ -64,7 +64,8 @@ class Judgement:
         work, dataset, seed = self._work, self._data.dataset, self._work.cfg.seed
         users, candidates = self._data.candidates("test")
         each = {name: self._outcome(name, model) for name, model in models.items()}
-        masks, digest = slices(dataset, "test", users), results.digest(candidates)
+        masks = slices(dataset, "test", users, work.cfg.slices)
+        digest = results.digest(candidates)
         found = Outcomes(users, digest, masks, each)
         found.save(stage.folder / "outcomes.npz")
         rows: list[Record] = []
@@ -87,9 +88,9 @@ class Judgement:
             return one
         each = [self._counts(Vectors(user, vectors.item)) for user in model.permuted]
         stacked = {p: _stacked([counts[p] for counts in each]) for p in one.ranks}
-        alike = {"cosine": evaluate.similarity(vectors.user, model.permuted)}
+        alike = {COSINE: evaluate.similarity(vectors.user, model.permuted)}
         if model.alike is not None:
-            alike["cosine_hidden"] = model.alike
+            alike[COSINE_HIDDEN] = model.alike
         return replace(one, permuted=stacked, alike=alike)
 
     def _seen(self, row: int) -> np.ndarray:

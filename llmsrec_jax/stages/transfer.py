@@ -19,7 +19,7 @@ from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.tokens import Tokens
-from llmsrec_jax.stages.unseen_items import Place, common, embeddings
+from llmsrec_jax.stages.unseen_items import Place, embeddings, known
 from llmsrec_jax.stages.work import Work
 
 
@@ -110,9 +110,11 @@ class Transfer:
             raise ValueError(
                 f"the dataset of transfer, where data. is transfer.: {error}"
             ) from error
-        known = len(common(self._home.data.dataset.catalog, self.data.dataset.catalog)[0])
-        of = self.data.dataset.catalog.size - 1
-        self._work.writer.say(f"transfer: {known} of its {of} items are known by key and title")
+        catalog, rule = self.data.dataset.catalog, self._work.cfg.transfer.known
+        count = len(known(self._home.data.dataset, catalog, rule)[0])
+        self._work.writer.say(
+            f"transfer: {count} of its {catalog.size - 1} items are known by key and title (transfer.known={rule})"
+        )
 
     @property
     def encoded(self) -> bool:
