@@ -8,6 +8,19 @@ ORIGINAL, SHUFFLED = "original", "shuffled"  # conditions: order of the test his
 POPULARITY, TEACHER, BOUND = "popularity", "teacher", "bayes bound"
 PLACE = {POPULARITY: -2, TEACHER: -1, BOUND: 1}  # in tables: baselines first, the bound last
 FLOOR_AND_BOUND = (POPULARITY, BOUND)  # no models of a user
+VARIANTS = {  # (setting, value) -> words in a model's name (Tables 11, 12, Fig. 7)
+    ("prompts.user_repr", True): "user representation",
+    ("distill.type", "contrastive"): "contrastive",
+    ("train.targets", "all"): "auto-regressive",
+}
+TOLD_BY_NAME: dict[
+    str, tuple[Any, ...] | None
+] = {  # setting -> values that a model's name tells; None = all
+    **{setting: (value,) for setting, value in VARIANTS},
+    **dict.fromkeys(("distill.weight", "uniformity.weight"), (0.0,)),
+    "order.train": ("shuffled",),
+    "transfer.unseen": None,
+}
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # metrics beyond accuracy (E24)
 # metrics (E9): how alike the vector that ranks stays, and the hidden state that it is made of
 COSINE, COSINE_HIDDEN = "cosine", "cosine_hidden"

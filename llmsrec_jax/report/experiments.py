@@ -24,8 +24,8 @@ Experiment = dict[str, Any]
 FEW = 12  # differences that are shown at once
 
 
-def section(found: Experiment, where: str) -> Section:
-    """`where` is the work folder, told where several have this experiment."""
+def section(found: Experiment, where: str, unlike: str = "") -> Section:
+    """`where` is the work folder, told where several have this experiment; `unlike`: settings in which others differ."""
     blocks: list[Block] = [table(found), *drawn(found, where)]
     if found["differences"]:
         blocks += compared(found["differences"])
@@ -35,6 +35,8 @@ def section(found: Experiment, where: str) -> Section:
     undone = sum(cell["status"] != "done" for cell in found["cells"])
     if undone:
         blocks.insert(0, Text(f"{undone} of {len(found['cells'])} cells have no value of ours."))
+    if unlike:
+        blocks.insert(0, Text(f"Run with {unlike}; other experiments of this report were not."))
     title = joined((found["title"], found["dataset"], where))
     return Section(f"{found['source']}: {title}", blocks)
 

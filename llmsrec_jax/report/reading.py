@@ -134,10 +134,14 @@ def _require(path: Path, what: str, found: Any, fields: Mapping[str, Any]) -> No
 def _records(path: Path) -> list[dict[str, Any]]:
     content = _versioned(path)
     _require(path, "it", content, {"records": list})
+    settings = content.get("settings", {})  # of older files it is not known
+    _require(path, "settings", settings, {})
     for number, record in enumerate(content["records"]):
         _require(path, f"record {number}", record, RECORD)
         if "change" in record:
             _require(path, f"change of record {number}", record["change"], CHANGE)
+        if record["config_hash"] in settings:
+            record["settings"] = settings[record["config_hash"]]
     return content["records"]
 
 

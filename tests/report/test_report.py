@@ -148,6 +148,25 @@ def test_other_candidates_and_settings_are_warned_of(folder, tmp_path):
         assert f"<h3>shop, test set, seed 0, candidates {name}</h3>" in text
 
 
+def test_settings_of_each_model_and_experiment(tmp_path):
+    """Of runs of other lengths in one folder: rows say so, and the settings are shown for each of them."""
+    found = [made.record("teacher", 0, 0.1, config_hash="t")]
+    found += [made.record("llm_srec", 0, 0.1, config_hash=key) for key in ("a", "b")]
+    folder = made.make(tmp_path / "one", found)
+    used = {"t": {"data.ties": "random"}}
+    used |= {key: used["t"] | {"train.epochs": n} for key, n in (("a", 1), ("b", 7))}
+    made.save(folder / "results.json", {"schema": 1, "records": found, "settings": used})
+    for name, epochs in (("table8", 1), ("table3", 7)):
+        one = made.experiment(name, config={"train": {"epochs": epochs}})
+        made.save(folder / "experiments" / f"{name}.json", one)
+    report.write([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| llm\\_srec (train.epochs=1) |" in text and "| llm\\_srec (train.epochs=7) |" in text
+    assert "| train.epochs | – | 1 | 7 |" in text and "| data.ties | random |" in text
+    assert "Run with train.epochs=7; other experiments of this report were not." in text
+    assert "settings" not in rows(tmp_path / "out" / "records.csv")[0]
+
+
 def test_results_without_anything_else(tmp_path):
     made.save(tmp_path / "run" / "results.json", {"schema": 1, "records": made.records()})
     report.write([tmp_path / "run"], tmp_path / "out")
