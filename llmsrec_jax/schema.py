@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SCHEMA = 1  # of results.json, cases.json and experiments/*.json
+STUDIES = ("cases.json", "cases_transfer.json")  # of the dataset that is trained on; of another one
 ORIGINAL, SHUFFLED = "original", "shuffled"  # conditions: order of the test histories
 POPULARITY, TEACHER, BOUND = "popularity", "teacher", "bayes bound"
 PLACE = {POPULARITY: -2, TEACHER: -1, BOUND: 1}  # in tables: baselines first, the bound last

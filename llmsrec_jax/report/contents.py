@@ -75,8 +75,12 @@ def _experiments(folders: Sequence[Folder]) -> list[Section]:
 
 
 def _cases(folders: Sequence[Folder]) -> list[Block]:
-    found = [(folder.cases, folder.name) for folder in folders if folder.cases]
-    return [Cases(content, where if len(found) > 1 else "") for content, where in found]
+    several = sum(bool(folder.cases) for folder in folders) > 1
+    return [
+        Cases(content, folder.name if several else "")
+        for folder in folders
+        for content in folder.cases
+    ]
 
 
 def _named(name: tuple[str, ...], names: Sequence[tuple[str, ...]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmsrec_jax import writer
 from llmsrec_jax.report.kinds import kind
-from llmsrec_jax.schema import SCHEMA
+from llmsrec_jax.schema import SCHEMA, STUDIES
 
 FIRST = "order_suite"  # of experiments: the question that the others are details of
 FIGURES = ("", "bars", "scatter", "histogram")
@@ -44,14 +44,15 @@ CASE = {"user": (str, int), "history": list, "target": str, "ranks": dict, "top"
 
 @dataclass(frozen=True)
 class Folder:
-    """One work folder. `cards` are the data cards of its data stages, `log` the lines of metrics.jsonl."""
+    """One work folder. `cards` are the data cards of its data stages, `log` the lines of metrics.jsonl, `cases` those of
+    the dataset trained on and of another one, where there are any."""
 
     name: str
     records: list[dict[str, Any]]
     config: dict[str, Any]
     cards: list[dict[str, Any]]
     log: list[dict[str, Any]]
-    cases: dict[str, Any] | None
+    cases: list[dict[str, Any]]
     experiments: list[dict[str, Any]]
 
 
@@ -74,7 +75,7 @@ def read(folders: Sequence[Path]) -> list[Folder]:
 def _folder(path: Path, name: str) -> Folder:
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder")
-    results, cases = path / "results.json", path / "cases.json"
+    results, cases = path / "results.json", [path / name for name in STUDIES]
     experiments = sorted(
         (path / "experiments").glob("*.json"), key=lambda file: (file.stem != FIRST, file.name)
     )
@@ -94,7 +95,7 @@ def _folder(path: Path, name: str) -> Folder:
         config=_json(config) if config.is_file() else {},
         cards=[stage["info"]["card"] for stage in stages.values()],
         log=writer.read_log(path / "metrics.jsonl"),
-        cases=_cases(cases) if cases.is_file() else None,
+        cases=[_cases(file) for file in cases if file.is_file()],
         experiments=[_experiment(file) for file in experiments],
     )
 

@@ -13,6 +13,7 @@ from llmsrec_jax import config, evaluate, parallel, results
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.evaluate import Vectors
 from llmsrec_jax.keys import DATA, JUDGED_ELSEWHERE, TEACHER, TOKENS, TRAIN, TRANSFERRED
+from llmsrec_jax.schema import STUDIES
 from llmsrec_jax.stages.entrants import Model
 from llmsrec_jax.stages.judgement import Judgement
 from llmsrec_jax.stages.llm import LLMRec
@@ -99,7 +100,7 @@ class Transfer:
         self._there = Place(self.data, there_tokens, Teacher(self.work, self.data))
         self._teacher = VisitingTeacher(teacher, work, self.data, self._table)
         self._reader = VisitingLLM(llm, work, self.data, there_tokens, self._teacher)
-        self.judgement = Judgement(work, self.data, self, "cases_transfer.json")
+        self.judgement = Judgement(work, self.data, self, STUDIES[1])
 
     def prepare(self) -> None:
         """The other data; stops before the long work where they cannot be used."""

@@ -125,6 +125,17 @@ def test_csv(written):
     assert cells[3]["why"] == "needs weights that are not here" and cells[3]["difference"] == ""
 
 
+def test_cases_of_another_dataset(folder, tmp_path):
+    """What was trained in the shop and judged elsewhere has cases of its own, which can be browsed too."""
+    there = made.cases() | {"dataset": "elsewhere", "models": ["teacher", "llm_srec"]}
+    made.save(folder / "cases_transfer.json", there)
+    report.write([folder], tmp_path / "out")
+    text, markdown = ((tmp_path / "out" / name).read_text() for name in ("index.html", "report.md"))
+    assert "<h3>shop, seed 0</h3>" in text and "<h3>elsewhere, seed 0</h3>" in text
+    assert Outline(text).tags.count("script") == 3
+    assert "elsewhere, seed 0: the first 3 of 5 users" in markdown
+
+
 def test_several_folders(folder, tmp_path):
     other = made.make(tmp_path / "two", made.records(1))
     report.write([folder, other], tmp_path / "out")
