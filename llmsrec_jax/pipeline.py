@@ -80,13 +80,18 @@ def settled(cfg: config.Config) -> config.Config:
     return config.apply(cfg, {"llm.item_store_dtype": stores.chosen(cfg.llm)})
 
 
-@contextlib.contextmanager
-def opened(cfg: config.Config, workdir: Path, distributed: str = "off") -> Iterator[Writer]:
-    """The processes joined, the work folder locked, its config.json written; `distributed` as in processes.connect."""
+def join(distributed: str = "off") -> None:
+    """The devices set up, the processes joined; writes nothing."""
     parallel.keep_memory()
     parallel.keep_compiled()
     processes.connect(distributed)
     parallel.keep_precise()
+
+
+@contextlib.contextmanager
+def opened(cfg: config.Config, workdir: Path, distributed: str = "off") -> Iterator[Writer]:
+    """The processes joined, the work folder locked, its config.json written; `distributed` as in processes.connect."""
+    join(distributed)
     with contextlib.ExitStack() as stack:
         with processes.led("work folder") as leads:
             if leads:

@@ -27,7 +27,6 @@ class Writer:
         """
         self.path, self.silent, self._hushed = Path(workdir) / "metrics.jsonl", silent, False
         self.console = io.StringIO() if silent else console or sys.stderr
-        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Writer":
         return self
@@ -41,6 +40,7 @@ class Writer:
             return
         line = {"stage": stage, "step": step, **{k: _plain(v) for k, v in values.items()}}
         line["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -48,6 +48,7 @@ class Writer:
         """Drops the lines of `stage` and configuration `key` after `step`, about to be written again, and a torn last line."""
         if self.silent:
             return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
             line
             for line in read_log(self.path)

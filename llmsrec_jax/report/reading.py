@@ -35,7 +35,7 @@ CELL = {
 VALUE = {"seed": int, "value": NUMBER, "se": NUMBER, "users": int}
 DIFFERENCE = {
     **dict.fromkeys(("row", "what", "metric", "protocol", "words"), str),
-    **{"seed": int, "difference": dict},
+    "difference": dict,
 }
 HISTOGRAM = {"row": str, "column": str, "edges": list, "counts": list}
 CASES = {"dataset": str, "seed": int, "models": list, "cases": list}
@@ -182,9 +182,11 @@ def _experiment(path: Path) -> dict[str, Any]:
         places.add(place)
         if cell["row"] not in found["rows"] or cell["column"] not in found["columns"]:
             raise ValueError(f"{path}: cell {number} stands in no row or column of the table")
-    for number, told in enumerate(found["differences"]):
-        _require(path, f"difference {number}", told, DIFFERENCE)
-        _require(path, f"difference {number}", told["difference"], CHANGE)
+    found.setdefault("overall", [])  # over seeds, of which older files do not tell
+    for part, seeds in (("differences", {"seed": int}), ("overall", {"seeds": list})):
+        for number, told in enumerate(found[part]):
+            _require(path, f"{part} {number}", told, DIFFERENCE | seeds)
+            _require(path, f"{part} {number}", told["difference"], CHANGE)
     for number, bins in enumerate(found["histograms"]):
         _require(path, f"histogram {number}", bins, HISTOGRAM)
         if len(bins["edges"]) != len(bins["counts"]) + 1:

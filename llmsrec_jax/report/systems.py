@@ -38,16 +38,16 @@ class Estimate(NamedTuple):
         if set(self.seeds) >= set(seeds):
             return Cell(told)
         over = "standard error over users" if self.sd is None else "standard deviation over these"
-        return Cell(told, f"{_seeds(self.seeds)} only; ± is the {over}")
+        return Cell(told, f"{seeds_words(self.seeds)} only; ± is the {over}")
 
 
 def spread_words(seeds: Sequence[int]) -> str:
     if len(seeds) > 1:
-        return f"mean ± standard deviation over {_seeds(seeds)}"
-    return f"± standard error over users, {_seeds(seeds)}"
+        return f"mean ± standard deviation over {seeds_words(seeds)}"
+    return f"± standard error over users, {seeds_words(seeds)}"
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def seeds_words(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds)) or MISSING}"
 
 
@@ -67,7 +67,7 @@ class Group:
     @property
     def title(self) -> str:
         lists = f", candidates {self.candidates}" if self.candidates else ""
-        return f"{self.dataset}, {self.split} set, {_seeds(self.seeds)}{lists}"
+        return f"{self.dataset}, {self.split} set, {seeds_words(self.seeds)}{lists}"
 
 
 def collect(folders: Sequence[Folder]) -> tuple[list[Record], list[str]]:

@@ -118,9 +118,9 @@ class Transfer:
         )
 
     @property
-    def encoded(self) -> bool:
-        """Whether users and items there already are."""
-        return self._reader.vectors_stage.finished
+    def encoding(self) -> Stage:
+        """Of the vectors of users and items there."""
+        return self._reader.vectors_stage
 
     @property
     def trains(self) -> bool:
