@@ -217,6 +217,10 @@ class Slices:
     ties: Literal["hash", "row", "out"] = "hash"
 
 
+# what CF embeddings those items have that the teacher never saw (E13)
+Unseen = Literal["random", "zero", "target", "text"]
+
+
 @dataclass
 class Transfer:
     """Another dataset, to evaluate on it what was trained on `data` (Table 7, E13). What is not said here is as in `data`."""
@@ -228,7 +232,7 @@ class Transfer:
     user_share: float = 1.0  # of its users, as data.user_share
     # CF embeddings of items that the teacher never saw: untrained ones of SASRec | zeros |
     # those of a SASRec trained there | a ridge regression from their titles, fitted to the items it saw
-    unseen: Literal["random", "zero", "target", "text"] = "random"
+    unseen: Unseen = "random"
     # which items it knows, of those that both catalogues have by key and title: those that it was trained on | all |
     # none, as if each were another one
     known: Literal["trained", "catalogue", "none"] = "trained"

@@ -79,7 +79,7 @@ class Choice:
         return ". ".join(filter(None, (*told, self.always)))
 
 
-WAYS = {  # of transfer.unseen, which table7 compares: what CF embeddings unseen items have
+WAYS: dict[config.Unseen, str] = {  # which table7 compares
     "random": "untrained ones, as SASRec initialises them; the paper's SASRec is at chance, 10 of 100, so its numbers stand there",
     "zero": "all 0",
     "target": "of a SASRec trained on the other dataset",

@@ -6,6 +6,7 @@ import pytest
 
 from llmsrec_jax import config, experiments, published, rules
 from llmsrec_jax.experiments import EXPERIMENTS
+from llmsrec_jax.stages import unseen_items
 
 WANTED = (
     "table3 table5 table6 table7 table8 table9 table10 table11 table12 fig1 fig3 fig4 fig5 fig6 fig7 "
@@ -41,6 +42,13 @@ def test_choices_name_their_settings_and_every_word_of_them(name):
             told = choice.answer(config.apply(base, {setting: word}))
             assert f"{setting}={word}: {meaning}" in told and told.endswith(choice.always)
     assert choice.always or choice.settings
+
+
+def test_every_way_to_embed_unseen_items_is_explained_made_and_compared():
+    ways = get_args(config.Unseen)
+    assert tuple(experiments.WAYS) == tuple(unseen_items.WAYS) == ways
+    columns = EXPERIMENTS["table7"].columns
+    assert tuple(column.changes["transfer.unseen"] for column in columns) == ways
 
 
 def test_numbers_among_the_choices_are_told():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmsrec_jax import writer
+from llmsrec_jax import config, writer
 from llmsrec_jax.report.kinds import kind
 from llmsrec_jax.schema import SCHEMA, STUDIES
 
@@ -74,7 +74,8 @@ def read(folders: Sequence[Path]) -> list[Folder]:
 
 def _folder(path: Path, name: str) -> Folder:
     if not path.is_dir():
-        raise ValueError(f"{path}: no such folder")
+        beside = [str(other) for other in path.parent.glob("*") if other.is_dir()]
+        raise ValueError(f"{path}: no such folder{config.closest(str(path), beside)}")
     results, cases = path / "results.json", [path / name for name in STUDIES]
     experiments = sorted(
         (path / "experiments").glob("*.json"), key=lambda file: (file.stem != FIRST, file.name)
@@ -88,11 +89,11 @@ def _folder(path: Path, name: str) -> Folder:
     for file, stage in stages.items():
         _require(file, "it", stage, {"info": dict})
         _require(file, "info", stage["info"], {"card": dict})
-    config = path / "config.json"
+    settings = path / "config.json"
     return Folder(
         name=name,
         records=_records(results) if results.is_file() else [],
-        config=_json(config) if config.is_file() else {},
+        config=_json(settings) if settings.is_file() else {},
         cards=[stage["info"]["card"] for stage in stages.values()],
         log=writer.read_log(path / "metrics.jsonl"),
         cases=[_cases(file) for file in cases if file.is_file()],

@@ -100,7 +100,7 @@ def _means(place: Place, items: np.ndarray, llm: LLMRec) -> Iterator[tuple[np.nd
         yield rows, total / lengths[:, None]
 
 
-WAYS: dict[str, Callable[[Place, Place, LLMRec, config.Config], np.ndarray]] = {
+WAYS: dict[config.Unseen, Callable[[Place, Place, LLMRec, config.Config], np.ndarray]] = {
     "random": _random,
     "zero": _zero,
     "target": _target,

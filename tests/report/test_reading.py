@@ -44,6 +44,9 @@ def test_no_folder():
 def test_no_such_folder(tmp_path):
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         reading.read([tmp_path / "nowhere"])
+    (tmp_path / "shop").mkdir()
+    with pytest.raises(ValueError, match=r"shpo: no such folder \(did you mean .*/shop\?\)"):
+        reading.read([tmp_path / "shpo"])
 
 
 def test_a_folder_without_results_says_what_to_run(tmp_path):
