@@ -222,6 +222,27 @@ class Order:
     permutations: int = 0  # of every test history, ranked beside the original; 0 = none
     # what is permuted there: whole histories | the last prompts.history_len items, so that prompts hold the same ones
     scope: Literal["history", "window"] = "history"
+    # which one the experiments compare before and after (Table 5): the vector that ranks | the LLM's hidden state it is
+    # made of; SASRec's vector is both
+    vector: Literal["ranking", "hidden"] = "ranking"
+
+
+@dataclass
+class Slices:
+    """Groups of test users, from training data only (E11, E12)."""
+
+    # of the test users, those with the highest t-scores: the Transition set
+    transition_share: float = 0.5
+    item_share: float = (
+        0.35  # of the catalogue: its most popular items are warm, as many others cold
+    )
+    # of equal scores, or counts, at the line: a hash of the names says which counts as the higher one | the lower row of
+    # the data does | none of them belongs to the set, which is then smaller
+    ties: Literal["hash", "row", "out"] = "hash"
+
+
+# what CF embeddings those items have that the teacher never saw (E13)
+Unseen = Literal["random", "zero", "target", "text"]
 
 
 @dataclass
@@ -235,7 +256,10 @@ class Transfer:
     user_share: float = 1.0  # of its users, as data.user_share
     # CF embeddings of items that the teacher never saw: untrained ones of SASRec | zeros |
     # those of a SASRec trained there | a ridge regression from their titles, fitted to the items it saw
-    unseen: Literal["random", "zero", "target", "text"] = "random"
+    unseen: Unseen = "random"
+    # which items it knows, of those that both catalogues have by key and title: those that it was trained on | all |
+    # none, as if each were another one
+    known: Literal["trained", "catalogue", "none"] = "trained"
 
 
 @dataclass
@@ -264,6 +288,7 @@ class Config:
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
     order: Order = field(default_factory=Order)
+    slices: Slices = field(default_factory=Slices)
     transfer: Transfer = field(default_factory=Transfer)
     mesh: Mesh = field(default_factory=Mesh)
 

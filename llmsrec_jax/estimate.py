@@ -1,6 +1,7 @@
 """How long a run will take, before it starts: counted operations over this machine's matmul rate. At most, since training may stop early."""
 
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,10 @@ TITLE, AROUND = (
 OUTRO = 30
 # measured rates of whole prompts and of the teacher's windows, as shares of the matmul peak (BUILD_NOTES.md)
 LLM_SHARE, TEACHER_SHARE = 1.0, 0.03
+
+
+# {folder of a stage: operations that are left to do, as if all ran at the matmul rate}: runs share stages
+Operations = dict[Path, float]
 
 
 class Sizes(NamedTuple):
@@ -52,40 +57,37 @@ def sizes(work: Work) -> Sizes | None:
     return None
 
 
-def seconds(run: Run, with_llm: bool, flops_per_s: float) -> float | None:
+def operations(run: Run, with_llm: bool) -> Operations | None:
     """Of all stages that are not finished; None where nothing is known of the data."""
     work, known = run.work, sizes(run.work)
     if known is None:
         return None
-    total = _teacher(work, known)
-    if with_llm:
-        total += _llm(work, known)
-    return total / flops_per_s
+    return _teacher(work, known) | (_llm(work, known) if with_llm else {})
 
 
-def transfer_seconds(transfer: Transfer, flops_per_s: float) -> float | None:
+def transfer_operations(transfer: Transfer) -> Operations | None:
     """Of what comes on top for another dataset; None where nothing is known of it."""
     work, known = transfer.work, sizes(transfer.work)
     if known is None:
         return None
-    total = 0.0 if transfer.encoded else _encode(work, known, _tested(work, known), known.items)
-    if transfer.trains:
-        total += _teacher(work, known)
-    return total / flops_per_s
+    encoding, found = transfer.encoding, {}
+    if not encoding.finished:
+        found[encoding.folder] = _encode(work, known, _tested(work, known), known.items)
+    return found | (_teacher(work, known) if transfer.trains else {})
 
 
-def _teacher(work: Work, known: Sizes) -> float:
-    """Operations of training it, if it is not there, as if they ran at the matmul rate."""
-    if work.stage("teacher", TEACHER).finished:
-        return 0.0
+def _teacher(work: Work, known: Sizes) -> Operations:
+    stage = work.stage("teacher", TEACHER)
+    if stage.finished:
+        return {}
     teacher = work.cfg.teacher
     n = min(known.length, teacher.max_len)
     of_window = cf.operations(teacher, n, n, known.items)
-    return 3 * of_window * known.users * teacher.epochs / TEACHER_SHARE
+    return {stage.folder: 3 * of_window * known.users * teacher.epochs / TEACHER_SHARE}
 
 
 def _encode(work: Work, known: Sizes, users: float, items: float, backward: bool = False) -> float:
-    """Operations of so many user and item prompts, as `_teacher`."""
+    """Operations of so many user and item prompts."""
     cfg, shape = work.cfg.prompts, work.keys.backbone[0]
     shown = min(known.length, cfg.history_len)
     user = int(min(cfg.max_tokens, OUTRO + shown * (TITLE + AROUND)))
@@ -97,22 +99,24 @@ def _tested(work: Work, known: Sizes) -> int:
     return min(work.cfg.evaluate.max_users or known.users, known.users)
 
 
-def _llm(work: Work, known: Sizes) -> float:
-    """Operations of training and encoding what is not yet there."""
+def _llm(work: Work, known: Sizes) -> Operations:
     cfg, train = work.cfg, work.cfg.train
-    of = partial(_encode, work, known)
-    total = 0.0
-    if not work.stage("checkpoints", TRAIN).finished:
+    of, found = partial(_encode, work, known), {}
+    checkpoints = work.stage("checkpoints", TRAIN)
+    if not checkpoints.finished:
         users = min(train.max_users or known.users, known.users)
         samples = users * max(known.length - 3, 1) if train.targets == "all" else users
-        total += train.epochs * of(samples, samples * (1 + train.negatives), True)
         valid = min(cfg.evaluate.validation_users or known.users, known.users)
         seen = min(known.items, valid * (1 + cfg.evaluate.negatives))
-        total += train.epochs * train.validations_per_epoch * of(valid, seen)
-    tested = _tested(work, known)
-    if not work.stage("vectors", VECTORS).finished:
-        total += of(tested, known.items)
+        found[checkpoints.folder] = train.epochs * (
+            of(samples, samples * (1 + train.negatives), True)
+            + train.validations_per_epoch * of(valid, seen)
+        )
+    tested, vectors = _tested(work, known), work.stage("vectors", VECTORS)
+    if not vectors.finished:
+        found[vectors.folder] = of(tested, known.items)
     for number in range(1, cfg.order.permutations + 1):
-        if not work.stage("permuted", PERMUTED, permutation=number).finished:
-            total += of(tested, 0)
-    return total
+        permuted = work.stage("permuted", PERMUTED, permutation=number)
+        if not permuted.finished:
+            found[permuted.folder] = of(tested, 0)
+    return found

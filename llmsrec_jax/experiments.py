@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmsrec_jax import config
-from llmsrec_jax.schema import BEYOND
+from llmsrec_jax.schema import BEYOND, COSINE
 
 Changes = Mapping[str, Any]  # {dotted setting: value}
 RECORDS, TRANSFER, CARD, SPEED = (
@@ -18,6 +18,7 @@ RECORDS, TRANSFER, CARD, SPEED = (
     "card",
     "speed",
 )  # where values come from: see reproduce.py
+OTHER = "cosine of the other vector"  # COSINE is that of the one which order.vector names
 ALONE = "alone@10"  # users for whom only this model of a run is right: a number of the run, not of the model
 
 
@@ -59,57 +60,107 @@ class Experiment:
     choices: tuple[str, ...] = ()  # names of CHOICES
 
 
-CHOICES = {  # where the paper is silent: question -> what is done here
-    "vector": (
+@dataclass(frozen=True)
+class Choice:
+    """Where the paper is silent: a question, what is always done here, and what a setting decides."""
+
+    question: str
+    always: str = ""
+    # {setting: {word: what it means}}; {} = the value says it all
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def answer(self, cfg: config.Config) -> str:
+        """What is done with this configuration."""
+        told = []
+        for name, meanings in self.settings.items():
+            ((_, value),) = config.subset(cfg, [name]).items()
+            meaning = f": {meanings[value]}" if meanings else ""
+            told.append(f"{name}={value}{meaning}")
+        return ". ".join(filter(None, (*told, self.always)))
+
+
+WAYS: dict[config.Unseen, str] = {  # which table7 compares
+    "random": "untrained ones, as SASRec initialises them; the paper's SASRec is at chance, 10 of 100, so its numbers stand there",
+    "zero": "all 0",
+    "target": "of a SASRec trained on the other dataset",
+    "text": "a ridge regression from the mean of the title's token embeddings in the backbone",
+}
+TIES = {
+    "hash": "ties at the line are decided by a hash of the names, the same in every seed and order of the data",
+    "row": "of those tied at the line the lower row of the data counts as the higher one",
+    "out": "nobody tied at the line belongs to the set, which is then smaller",
+}
+CHOICES = {
+    "vector": Choice(
         "Which vector is compared (Table 5)?",
-        "The one that ranks: O_u for SASRec, f_user(h_U) for LLM-SRec; beside it h_U itself. Means over users and permutations.",
+        "The other one of LLM-SRec stands beside it. Means over permutations first, then over users",
+        {
+            "order.vector": {
+                "ranking": "the one that ranks, O_u for SASRec and f_user(h_U) for LLM-SRec",
+                "hidden": "h_U for LLM-SRec; O_u for SASRec, which is both",
+            }
+        },
     ),
-    "shuffled histories": (
+    "shuffled histories": Choice(
         "What is permuted at the test?",
-        "order.scope: the whole history (default), or the window a prompt shows. Items move with titles and vectors; numbers and "
-        "dates stay; users with one item keep it. Every model sees the same permutations.",
+        "Items move with titles and vectors; numbers and dates stay; users with one item keep it. Every model sees the same permutations",
+        {
+            "order.scope": {
+                "history": "the whole history, of which a prompt may then show other items",
+                "window": "the items that a prompt shows",
+            },
+            "order.permutations": {},
+        },
     ),
-    "shuffled training": (
+    "shuffled training": Choice(
         "What is permuted in training?",
         "The whole training sequence of every user, target included, once before the teacher is trained; validation and test "
-        "keep their order.",
+        "keep their order",
     ),
-    "transitions": (
+    "transitions": Choice(
         "Which users are in the Transition set?",
-        "The upper half of the test users by the mean training count of their own item-to-item transitions; users with a single "
-        "item score 0, ties go to the lower user row.",
+        "So large a share of the test users, those with the highest mean training count of their own item-to-item "
+        "transitions; users with a single item score 0",
+        {"slices.transition_share": {}, "slices.ties": TIES},
     ),
-    "warm and cold": (
+    "warm and cold": Choice(
         "Which items are warm or cold?",
-        "The 35 % with most and with fewest training interactions, items without any included; ties go to the lower item id.",
+        "So large a share of the catalogue each, with most and with fewest training interactions, items without any included",
+        {"slices.item_share": {}, "slices.ties": TIES},
     ),
-    "history lengths": (
+    "history lengths": Choice(
         "Which histories are short or long?",
-        "At most the median number of items of the test users' histories, or more.",
+        "At most the median number of items of the test users' histories, or more",
     ),
-    "made data": (
+    "made data": Choice(
         "What is timed (Table 9)?",
         "Users, items and titles that are made, as many and as long as those of the dataset; Scientific's where its sizes are not "
-        "published; your own files as they are, with made titles.",
+        "published; your own files as they are, with made titles",
     ),
-    "lists": (
+    "lists": Choice(
         "Which lists are judged beyond accuracy?",
-        "The ten best of the whole catalogue for every test user, items of the history left out.",
+        "The ten best of the whole catalogue for every test user, items of the history left out",
     ),
-    "alone": (
+    "alone": Choice(
         "When is a model right (Fig. 6)?",
         "The target is among its first ten of the sampled candidates, ties counted against it; alone: no other model of the "
-        "run is (popularity is none).",
+        "run is (popularity is none)",
     ),
-    "unseen items": (
-        "What are CF embeddings of items that the teacher never saw (Table 7)?",
-        "random: untrained ones, as SASRec initialises them; the paper's SASRec is at chance, 10 of 100, so its numbers stand "
-        "there. zero: all 0. target: of a SASRec trained on the other dataset. text: a ridge regression from the mean of the "
-        "title's token embeddings in the backbone. An item that both catalogues have, by key and title, keeps its trained one.",
+    "unseen items": Choice(
+        "Which items did the teacher never see, and what are their CF embeddings (Table 7)?",
+        "The others have: " + "; ".join(f"{way}, {what}" for way, what in WAYS.items()),
+        {
+            "transfer.known": {
+                "trained": "an item that both catalogues have, by key and title, keeps its embedding if it is in the training "
+                "sequences at home",
+                "catalogue": "an item that both catalogues have, by key and title, keeps its embedding, trained on or not",
+                "none": "every item is unseen, even one that both catalogues have",
+            }
+        },
     ),
-    "targets": (
+    "targets": Choice(
         "What does auto-regressive training train on (Fig. 7)?",
-        "Every position of a training sequence from the second item on, each with what precedes it (train.targets=all).",
+        "Every position of a training sequence from the second item on, each with what precedes it (train.targets=all)",
     ),
 }
 
@@ -155,8 +206,7 @@ def _by_slice(*slices: str) -> tuple[Column, ...]:
 
 
 UNSEEN = tuple(
-    Column(f"unseen items {way}", "hr@10", changes={"transfer.unseen": way})
-    for way in ("random", "zero", "target", "text")
+    Column(f"unseen items {way}", "hr@10", changes={"transfer.unseen": way}) for way in WAYS
 )
 OWN = {"llm.tokenizer": "", "llm.revision": ""}  # of another backbone
 KS = ("ndcg@10", "ndcg@20", "hr@10", "hr@20")
@@ -177,8 +227,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Table 5",
         FIVE,
         (
-            Column("cosine", "cosine", "user vectors", condition="shuffled"),
-            Column("cosine of h_U", "cosine_hidden", "user vectors", condition="shuffled"),
+            Column("cosine", COSINE, "user vectors", condition="shuffled"),
+            Column("cosine of the other vector", OTHER, "user vectors", condition="shuffled"),
         ),
         PERMUTED,
         figure="histogram",
@@ -344,7 +394,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ORIGINAL,
             TRAINED_SHUFFLED,
             PERMUTED_COLUMN,
-            Column("cosine of user vectors", "cosine", "user vectors", condition="shuffled"),
+            Column("cosine of user vectors", COSINE, "user vectors", condition="shuffled"),
             *_by_slice("transition", "non_transition", "short_history", "long_history"),
         ),
         PERMUTED,

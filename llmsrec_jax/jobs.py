@@ -10,11 +10,21 @@ import numpy as np
 from llmsrec_jax import config, estimate, pipeline, processes
 from llmsrec_jax.benchmark import measure
 from llmsrec_jax.checkpoint import Stage, read_json
-from llmsrec_jax.experiments import ALONE, CARD, RECORDS, SPEED, TRANSFER, Column, Row
-from llmsrec_jax.keys import DATA
+from llmsrec_jax.experiments import (
+    ALONE,
+    CARD,
+    OTHER,
+    RECORDS,
+    SPEED,
+    TRANSFER,
+    Column,
+    Row,
+)
+from llmsrec_jax.keys import DATA, TEACHER, TRAIN
 from llmsrec_jax.llama import config as llama
 from llmsrec_jax.metrics import mean_and_se
 from llmsrec_jax.outcomes import Outcomes
+from llmsrec_jax.schema import COSINE, COSINE_HIDDEN
 
 
 class Found(NamedTuple):
@@ -33,8 +43,8 @@ class Job(Protocol):
     @property
     def finished(self) -> bool: ...
 
-    def seconds(self, flops_per_s: float) -> float | None:
-        """An estimate of what is left; None = nothing is known."""
+    def operations(self) -> estimate.Operations | None:
+        """An estimate of what is left, stage by stage; None = nothing is known."""
         ...
 
     def do(self) -> None: ...
@@ -68,10 +78,8 @@ class Judged:
         llm = self.run.work.cfg.llm
         return not self.with_llm or llama.is_here(llm.path, llm.revision)
 
-    def seconds(self, flops_per_s: float) -> float | None:
-        if not self._is_here:
-            return None
-        return estimate.seconds(self.run, self.with_llm, flops_per_s)
+    def operations(self) -> estimate.Operations | None:
+        return estimate.operations(self.run, self.with_llm) if self._is_here else None
 
     def do(self) -> None:
         _perform(self.run, "run" if self.with_llm else "teacher")
@@ -89,8 +97,8 @@ class Judged:
     def find(self, row: Row, column: Column) -> Found | None:
         if column.metric == ALONE:
             return Found(*mean_and_se(self._alone(row)), len(self.outcomes.users))
-        name = self.judgement.names[row.model]
-        key = (name, column.condition, column.protocol, column.slice, column.metric)
+        name, metric = self.judgement.names[row.model], self._metric(row, column)
+        key = (name, column.condition, column.protocol, column.slice, metric)
         found = self._records.get(key)
         return None if found is None else Found(found["value"], found["se"], found["users"])
 
@@ -99,8 +107,24 @@ class Judged:
         if column.metric == ALONE:
             return self._alone(row)
         parts = column.protocol, column.condition, self.run.work.cfg.evaluate
-        values = self.outcomes.models[row.model].values(*parts).get(column.metric)
+        values = self.outcomes.models[row.model].values(*parts).get(self._metric(row, column))
         return None if values is None else values[self.outcomes.slices[column.slice]]
+
+    def training(self, row: Row) -> str:
+        """What trained the model of a row: two of different trainings differ by a chance that users do not show."""
+        stages = {"teacher": ("teacher", TEACHER), "llm_srec": ("checkpoints", TRAIN)}
+        return self.run.work.stage(*stages[row.model]).key if row.model in stages else ""
+
+    def _metric(self, row: Row, column: Column) -> str:
+        """Of the records: both cosines are there, and order.vector says which one is looked at (Table 5)."""
+        if column.metric not in (COSINE, OTHER):
+            return column.metric
+        if (
+            COSINE_HIDDEN not in self.outcomes.models[row.model].alike
+        ):  # one vector is all that it has
+            return column.metric
+        hidden = self.run.work.cfg.order.vector == "hidden"
+        return COSINE_HIDDEN if hidden == (column.metric == COSINE) else COSINE
 
     def _alone(self, row: Row) -> np.ndarray:
         """Of all test users. It depends on who else is in the run: no number of a model, so no record."""
@@ -121,12 +145,17 @@ class Transferred(Judged):
             )
         self.judgement = self._transfer.judgement
 
-    def seconds(self, flops_per_s: float) -> float | None:
-        home = super().seconds(flops_per_s)
+    def operations(self) -> estimate.Operations | None:
+        home = super().operations()
         if home is None or self._transfer is None:
             return None
-        there = estimate.transfer_seconds(self._transfer, flops_per_s)
-        return None if there is None else home + there
+        there = estimate.transfer_operations(self._transfer)
+        return None if there is None else home | there
+
+    def training(self, row: Row) -> str:
+        """Another one trains there too, where unseen items have its embeddings."""
+        extra = " target" * (self.run.work.cfg.transfer.unseen == "target")
+        return super().training(row) + extra
 
 
 class Card:
@@ -143,7 +172,7 @@ class Card:
     def finished(self) -> bool:
         return self._stage.finished
 
-    def seconds(self, flops_per_s: float) -> float | None:
+    def operations(self) -> None:
         return None  # reading and downloading, not computing
 
     def do(self) -> None:
@@ -169,7 +198,7 @@ class Speed:
         file = self._folder / "benchmark.json"
         return file.exists() and set(self.OPTIONS.stages) <= read_json(file).keys()
 
-    def seconds(self, flops_per_s: float) -> float | None:
+    def operations(self) -> None:
         return None
 
     def do(self) -> None:

@@ -27,7 +27,10 @@ TRAIN = (
 VECTORS = (*TRAIN, *CANDIDATES["test"])
 PERMUTED = (*VECTORS, "order.scope")
 TRANSFERRED = (*VECTORS, "transfer")  # vectors on another dataset, whose settings follow from these
-_RULES = ("order", "evaluate.ties", "evaluate.mask_seen", "evaluate.score", "evaluate.ks")
+_RULES = (
+    *("order.train", "order.permutations", "order.scope", "slices"),
+    *("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "evaluate.ks"),
+)
 JUDGED = {  # with LLM-SRec or without -> fields of what is said of the models
     True: (*VECTORS, *_RULES),
     False: (*TEACHER, *CANDIDATES["test"], *_RULES, "prompts.history_len"),

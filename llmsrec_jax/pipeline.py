@@ -11,6 +11,7 @@ from pathlib import Path
 from llmsrec_jax import config, parallel, processes, rules, stores
 from llmsrec_jax.checkpoint import Lock, write_json
 from llmsrec_jax.llama import weights
+from llmsrec_jax.schema import STUDIES
 from llmsrec_jax.stages.entrants import Trained
 from llmsrec_jax.stages.judgement import Judgement
 from llmsrec_jax.stages.llm import LLMRec
@@ -20,8 +21,6 @@ from llmsrec_jax.stages.tokens import Tokens
 from llmsrec_jax.stages.transfer import Transfer, elsewhere
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer
-
-CASES = "cases.json"
 
 
 class Run:
@@ -34,8 +33,10 @@ class Run:
         self.teacher = Teacher(self.work, self.data)
         self.llm = LLMRec(self.work, self.data, self.tokens, self.teacher)
         trained = self.work, self.data, self.teacher
-        self.judgement = Judgement(self.work, self.data, Trained(*trained, self.llm), CASES)
-        self.teacher_judgement = Judgement(self.work, self.data, Trained(*trained, None), CASES)
+        self.judgement = Judgement(self.work, self.data, Trained(*trained, self.llm), STUDIES[0])
+        self.teacher_judgement = Judgement(
+            self.work, self.data, Trained(*trained, None), STUDIES[0]
+        )
         there, home = elsewhere(cfg), (self.data, self.tokens, self.teacher, self.llm)
         self.transfer = None if there is None else Transfer(self.work, there, *home)
 
@@ -79,13 +80,18 @@ def settled(cfg: config.Config) -> config.Config:
     return config.apply(cfg, {"llm.item_store_dtype": stores.chosen(cfg.llm)})
 
 
-@contextlib.contextmanager
-def opened(cfg: config.Config, workdir: Path, distributed: str = "off") -> Iterator[Writer]:
-    """The processes joined, the work folder locked, its config.json written; `distributed` as in processes.connect."""
+def join(distributed: str = "off") -> None:
+    """The devices set up, the processes joined; writes nothing."""
     parallel.keep_memory()
     parallel.keep_compiled()
     processes.connect(distributed)
     parallel.keep_precise()
+
+
+@contextlib.contextmanager
+def opened(cfg: config.Config, workdir: Path, distributed: str = "off") -> Iterator[Writer]:
+    """The processes joined, the work folder locked, its config.json written; `distributed` as in processes.connect."""
+    join(distributed)
     with contextlib.ExitStack() as stack:
         with processes.led("work folder") as leads:
             if leads:

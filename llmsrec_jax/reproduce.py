@@ -28,11 +28,19 @@ from llmsrec_jax.experiments import ALONE, TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
 from llmsrec_jax.schema import SCHEMA
-from llmsrec_jax.statistics import LEVEL, UNDETECTED, Difference, paired
+from llmsrec_jax.statistics import (
+    FEWEST_SEEDS,
+    LEVEL,
+    UNDETECTED,
+    Difference,
+    over_seeds,
+    paired,
+)
 from llmsrec_jax.writer import Writer, table
 
 DONE, MISSING, OPEN = "done", "missing", "not run"
 BINS = 40  # of a histogram
+ONE_PAIR = "one pair of trainings: training noise unknown"
 
 
 class Cell(NamedTuple):
@@ -62,6 +70,7 @@ class Experimenter:
         self.name, self.experiment = name, experiments.find(name)
         self.cfg, self.seeds, self.workdir, self.writer = cfg, seeds, workdir, out
         self._jobs: dict[str, Job] = {}
+        self._compared: dict[tuple[tuple[str, str, int], ...], Difference] = {}
         self._why: dict[int, str] = {}  # id of a job -> why it could not be done
         self.cells = [
             self._cell(row, column, seed)
@@ -101,12 +110,16 @@ class Experimenter:
         # of several processes each has its own clock: no estimate
         flops_per_s = estimate.rate(self.cfg) if todo and not processes.several() else 0.0
         lines, known, unknown = [], 0.0, 0
+        counted: set[Path] = set()  # stages that an earlier job will have made
         for job in self.jobs:
             cells = self._cells_of(job)
             rows = dict.fromkeys(c.row.name for c in cells)
             columns = dict.fromkeys(c.column.name for c in cells)
-            left = job.seconds(flops_per_s) if flops_per_s and not job.finished else None
-            known += left or 0.0
+            left = None
+            if flops_per_s and not job.finished and (parts := job.operations()) is not None:
+                left = sum(n for stage, n in parts.items() if stage not in counted) / flops_per_s
+                counted |= parts.keys()
+                known += left
             unknown += left is None and not job.finished
             state = "done" if job.finished else "unknown" if left is None else _minutes(left)
             lines.append([str(cells[0].seed), state, ", ".join(rows), ", ".join(columns)])
@@ -162,6 +175,7 @@ class Experimenter:
     def result(self) -> dict[str, Any]:
         """All cells so far, with the paper's values, differences and histograms; JSON-ready."""
         one = self.experiment
+        differences, overall = self._differences()
         return {
             "schema": SCHEMA,
             "experiment": self.name,
@@ -170,7 +184,10 @@ class Experimenter:
             "dataset": self._dataset,
             "seeds": [*self.seeds],
             "config": config.to_dict(self.cfg),
-            "choices": dict(experiments.CHOICES[name] for name in one.choices),
+            "choices": {
+                choice.question: choice.answer(self.cfg)
+                for choice in map(experiments.CHOICES.__getitem__, one.choices)
+            },
             "figure": one.figure,
             "rows": [row.name for row in one.rows],
             "columns": [column.name for column in one.columns],
@@ -179,7 +196,8 @@ class Experimenter:
                 for row in one.rows
                 for number, column in enumerate(one.columns)
             ],
-            "differences": self._differences(),
+            "differences": differences,
+            "overall": overall,
             "histograms": self._histograms() if one.figure == "histogram" else [],
         }
 
@@ -233,8 +251,8 @@ class Experimenter:
             "why": why,
         }
 
-    def _differences(self) -> list[dict[str, Any]]:
-        """What a column changes for a row, and how a row differs from the reference, seed by seed."""
+    def _differences(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What a column changes for a row, and how a row differs from the reference: seed by seed, and over all of them."""
         one = self.experiment
         columns = {column.name: column for column in one.columns}
         pairs = [
@@ -260,23 +278,46 @@ class Experimenter:
                 for column in one.columns
                 if row is not reference
             ]
-        found = []
+        each, overall = [], []
         for who, what, first, second in pairs:
+            found: list[tuple[int, Difference]] = []
             for a, b in zip(self._of(*first), self._of(*second), strict=True):
                 if told := self._difference(a, b):
-                    about = {"row": who, "what": what, "seed": a.seed}
-                    kind = {"metric": b.column.metric, "protocol": b.column.protocol}
-                    words = {"difference": told._asdict(), "words": told.words()}
-                    found.append(about | kind | words)
-        return found
+                    found.append((a.seed, told))
+            if not found:
+                continue
+            about = {"row": who, "what": what, "trainings": self._trainings(first, second)}
+            about |= {"metric": second[1].metric, "protocol": second[1].protocol}
+            for seed, told in found:
+                words = _of_one(told) if about["trainings"] > 1 else told.words()
+                each.append(about | {"seed": seed, "difference": told._asdict(), "words": words})
+            if len(found) >= FEWEST_SEEDS:
+                seeds, differences = zip(*found, strict=True)
+                told = over_seeds(differences)
+                words = {"difference": told._asdict(), "words": told.words()}
+                overall.append(about | {"seeds": seeds} | words)
+        return each, overall
+
+    def _trainings(self, first: tuple[Row, Column], second: tuple[Row, Column]) -> int:
+        """1: both numbers are of one trained model; 2: of two, which would differ by chance too."""
+        found = {
+            cell.job.training(cell.row)
+            for place in (first, second)
+            for cell in self._of(*place)
+            if cell.seed == self.seeds[0] and isinstance(cell.job, Judged)
+        }
+        return len(found)
 
     def _difference(self, first: Cell, second: Cell) -> Difference | None:
-        """Paired over users; None where one has no values of users."""
-        one, other = _per_user(first), _per_user(second)
-        if one is None or other is None:
-            return None
-        outcomes.require_comparable([one[0], other[0]])
-        return paired(one[1], other[1], self.cfg.seed)
+        """Paired over users, once for each pair; None where one has no values of users."""
+        place = tuple((c.row.name, c.column.name, c.seed) for c in (first, second))
+        if place not in self._compared:
+            one, other = _per_user(first), _per_user(second)
+            if one is None or other is None:
+                return None
+            outcomes.require_comparable([one[0], other[0]])
+            self._compared[place] = paired(one[1], other[1], self.cfg.seed)
+        return self._compared[place]
 
     def _histograms(self) -> list[dict[str, Any]]:
         """Of values of users of the first seed."""
@@ -303,7 +344,7 @@ class Experimenter:
         lines = [
             f"{self.name}: {told['title']}; {told['dataset']}, {seeds}, ± {spread}{paper}",
             table(["", *told["columns"]], body),
-            *_told(told["differences"]),
+            *_told(told["differences"], told["overall"]),
         ]
         whys = dict.fromkeys(c["why"] for c in told["cells"] if c["status"] == OPEN)
         lines += [f"not run: {why}" for why in whys]
@@ -314,19 +355,30 @@ class Experimenter:
         return self.workdir / "experiments" / f"{self.name}.json"
 
 
-def _told(differences: list[dict[str, Any]]) -> list[str]:
-    """The detected ones in words, seed by seed; of the others how many."""
+def _of_one(told: Difference) -> str:
+    """Of two trainings: another pair would differ otherwise, so nothing is claimed of what users alone would show."""
+    words = told.words()
+    return words if words == UNDETECTED else f"{ONE_PAIR} (of users alone: {words})"
+
+
+def _told(differences: list[dict[str, Any]], overall: list[dict[str, Any]]) -> list[str]:
+    """The detected ones in words, over all seeds or else seed by seed; of the others how many."""
     words: dict[tuple[str, str], list[str]] = {}
     for one in differences:
         words.setdefault((one["row"], one["what"]), []).append(one["words"])
+    words |= {(one["row"], one["what"]): [one["words"]] for one in overall}
     some = {names: each for names, each in words.items() if {*each} != {UNDETECTED}}
     lines = [f"{row}, {what}: {' | '.join(each)}" for (row, what), each in some.items()]
     if rest := len(words) - len(some):
         lines.append(f"{UNDETECTED} in {'all' if not some else 'the other'} {rest} comparisons")
     if words:
+        of = "users and seeds" if overall else "users"
         lines.append(
-            f"chance here is that of users: {LEVEL:.0%} of differences that are none are called one. Two trainings also "
-            "differ by a chance of their own: compare seeds"
+            f"chance here is that of {of}: {LEVEL:.0%} of differences that are none are called one"
+        )
+    if any(one["trainings"] > 1 for one in differences) and not overall:
+        lines.append(
+            f"two trainings also differ by a chance of their own: {FEWEST_SEEDS} seeds tell (--seeds=0,1,2)"
         )
     return lines
 
@@ -364,8 +416,12 @@ def run(
     """
     experiments.find(experiment)
     rules.validate(cfg)
+    if dry_run:  # leaves no trace, and waits for no other run in the folder
+        pipeline.join(distributed)
+        out = Writer(workdir, silent=not processes.first())
+        out.say(Experimenter(experiment, cfg, seeds, workdir, out).plan())
+        return
     with pipeline.opened(cfg, workdir, distributed) as out:
         one = Experimenter(experiment, cfg, seeds, workdir, out)
         out.say(one.plan())
-        if not dry_run:
-            one.run()
+        one.run()

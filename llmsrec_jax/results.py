@@ -2,33 +2,38 @@
 
 import hashlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmsrec_jax import config, statistics
+from llmsrec_jax import config, provenance, statistics
 from llmsrec_jax.checkpoint import read_json, write_json
-from llmsrec_jax.schema import BEYOND, ORIGINAL, PLACE, SCHEMA, identity
+from llmsrec_jax.provenance import Settings
+from llmsrec_jax.schema import (
+    BEYOND,
+    COSINE,
+    COSINE_HIDDEN,
+    ORIGINAL,
+    PLACE,
+    SCHEMA,
+    TEACHERS,
+    VARIANTS,
+    identity,
+)
 from llmsrec_jax.writer import table
 
 Record = dict[str, Any]
+Name = tuple[Any, ...]  # of a row of a table: a model, what stands beside it, its config_hash
 SHOWN = ("hr@10", "ndcg@10")
-EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
-ALIKE = {"cosine": "user vectors", "cosine_hidden": "h_U"}  # metric -> of what (E9)
-VARIANTS = {  # (setting, value) -> words (Tables 11, 12, Fig. 7)
-    ("prompts.user_repr", True): "user representation",
-    ("distill.type", "contrastive"): "contrastive",
-    ("train.targets", "all"): "auto-regressive",
-}
-TEACHERS = {  # (setting, value) -> words (E23); SASRec with BCE needs none
-    ("teacher.model", "gru4rec"): "gru4rec",
-    ("teacher.model", "bert4rec"): "bert4rec",
-    ("teacher.model", "nextitnet"): "nextitnet",
-    ("teacher.loss", "ce"): "ce",
-    ("teacher.loss", "sampled_ce"): "sampled_ce",
-}
+EVALUATION = (
+    "evaluate.ties",
+    "evaluate.mask_seen",
+    "evaluate.score",
+    "slices",
+)  # every model's numbers
+ALIKE = {COSINE: "user vectors", COSINE_HIDDEN: "h_U"}  # metric -> of what (E9)
 
 
 def trained(name: str, cfg: config.Config) -> str:
@@ -77,20 +82,16 @@ def digest(candidates: np.ndarray) -> str:
 
 
 def common(
-    cfg: config.Config,
-    fields: dict[str, Any],
-    dataset: str,
-    trained_on: str,
-    candidates_hash: str,
+    cfg: config.Config, used: Settings, dataset: str, trained_on: str, candidates_hash: str
 ) -> Record:
-    """What the records of one model share; `fields` are the settings its numbers depend on."""
+    """What the records of one model share; `used` are all settings that its numbers depend on."""
     return {
         "dataset": dataset,
         "trained_on": trained_on,
         "split": "test",
         "seed": cfg.seed,
         "candidates_hash": candidates_hash,
-        "config_hash": config.key(fields | config.subset(cfg, EVALUATION)),
+        "config_hash": config.key(used),
         "git": _git(),
     }
 
@@ -110,24 +111,38 @@ def read(path: Path) -> list[Record]:
     Raises:
       ValueError: a damaged file, or one of another schema.
     """
+    return _content(path)["records"]
+
+
+def settings(path: Path) -> dict[str, Settings]:
+    """{config_hash: {dotted setting: value}} of its records, as far as it says; raises what `read` raises."""
+    return _content(path).get("settings", {})
+
+
+def _content(path: Path) -> dict[str, Any]:
     found = read_json(path) if path.exists() else {"schema": SCHEMA, "records": []}
     schema = found.get("schema") if isinstance(found, dict) else "none"
     if schema != SCHEMA:
         raise ValueError(
             f"{path}: schema {schema}, this version reads {SCHEMA}: move the file away and run again"
         )
-    return found["records"]
+    return found
 
 
-def merge(path: Path, rows: list[Record]) -> list[Record]:
+def merge(path: Path, rows: list[Record], used: dict[str, Settings]) -> list[Record]:
     """Writes `rows` into the file in place of earlier records of the same models; returns all of them.
+
+    used: the settings behind their config_hash.
 
     Raises:
       ValueError: a damaged file, or one of another schema.
     """
     new = {identity(row) for row in rows}
     merged = [row for row in read(path) if identity(row) not in new] + rows
-    write_json(path, {"schema": SCHEMA, "records": merged})
+    every = settings(path) | used
+    kept = dict.fromkeys(row["config_hash"] for row in merged)
+    known = {key: every[key] for key in kept if key in every}
+    write_json(path, {"schema": SCHEMA, "records": merged, "settings": known})
     return merged
 
 
@@ -136,16 +151,19 @@ def cell(row: Record) -> str:
     return f"{row['value']:.4f}" + ("" if row["se"] is None else f" ± {row['se']:.4f}")
 
 
-def tables(rows: list[Record], like: Record) -> str:
+def tables(rows: list[Record], like: Record, used: dict[str, Settings]) -> str:
     """Both protocols over all users, sampled ndcg@10 by slice; and what another order of the histories changes, where told.
 
-    Only what can be compared stands together: rows of the dataset and the candidates of `like`.
+    Only what can be compared stands together: rows of the dataset and the candidates of `like`. Rows whose settings, `used`,
+    differ in more than their models' names say so.
     """
     dataset = like["dataset"]
     same = ("dataset", "candidates_hash")
     rows = [row for row in rows if all(row[k] == like[k] for k in same)]
     rows.sort(key=lambda row: (row["seed"], PLACE.get(row["model"], 0)))
-    first, second, third = {}, {}, {}
+    first: dict[Name, dict[str, str]] = {}
+    second: dict[Name, dict[str, str]] = {}
+    third: dict[Name, dict[str, str]] = {}
     for row in rows:
         name, metric = (row["model"], row["seed"], row["config_hash"]), row["metric"]
         if row["condition"] != ORIGINAL:
@@ -158,8 +176,7 @@ def tables(rows: list[Record], like: Record) -> str:
             third.setdefault(name, {})[metric] = cell(row)
     users = next(row["users"] for row in rows if row["slice"] == "all")
     parts = []
-    named = [(model, seed) for model, seed, _ in first]
-    twins = {name for name in named if named.count(name) > 1}  # told apart by their settings
+    called = _called({name: None for cells in (first, second, third) for name in cells}, used)
     for title, cells in (
         (f"test set of {dataset}, {users} users, mean ± standard error", first),
         ("ndcg@10, sampled ranking, by slice", second),
@@ -169,23 +186,27 @@ def tables(rows: list[Record], like: Record) -> str:
             continue
         columns = ["model", "seed", *dict.fromkeys(c for row in cells.values() for c in row)]
         body = [
-            [
-                f"{model} ({key})" if (model, seed) in twins else model,
-                *(str(seed), *(row.get(c, "") for c in columns[2:])),
-            ]
-            for (model, seed, key), row in cells.items()
+            [called[name], str(name[1]), *(row.get(c, "") for c in columns[2:])]
+            for name, row in cells.items()
         ]
         parts.append(f"{title}\n{table(columns, body)}")
-    return "\n\n".join([*parts, *_orders(rows)])
+    return "\n\n".join([*parts, *_orders(rows, used)])
 
 
-def _orders(rows: list[Record]) -> list[str]:
+def _called(names: Iterable[Name], used: dict[str, Settings]) -> dict[Name, str]:
+    """What the rows of a table are called."""
+    rows = [*names]
+    labels = provenance.labels([(model, rest, key) for model, *rest, key in rows], used)
+    return dict(zip(rows, labels, strict=True))
+
+
+def _orders(rows: list[Record], used: dict[str, Settings]) -> list[str]:
     """A table of the models whose histories were permuted (Fig. 1, Table 5)."""
-    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    cells: dict[Name, dict[str, str]] = {}
     for row in rows:
         if row["condition"] == ORIGINAL or row["slice"] != "all":
             continue
-        name = row["model"], str(row["seed"]), row.get("scope", ""), row["config_hash"]
+        name = row["model"], row["seed"], row.get("scope", ""), row["config_hash"]
         found = cells.setdefault(name, {})
         if row["metric"] in ALIKE:
             found[f"cosine of {ALIKE[row['metric']]}"] = cell(row)
@@ -195,9 +216,10 @@ def _orders(rows: list[Record]) -> list[str]:
             found[f"{row['protocol']}: in words"] = told.words()
     if not cells:
         return []
-    told = ["model", "seed", "permuted", "settings"]
+    told, called = ["model", "seed", "permuted"], _called(cells, used)
     columns = [*told, *dict.fromkeys(c for found in cells.values() for c in found)]
     body = [
-        [*name, *(found.get(c, "") for c in columns[len(told) :])] for name, found in cells.items()
+        [called[name], *map(str, name[1:-1]), *(found.get(c, "") for c in columns[len(told) :])]
+        for name, found in cells.items()
     ]
     return [f"histories of the test users in another order\n{table(columns, body)}"]

@@ -47,6 +47,9 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda v: 0 <= v <= 1,
         ("data.shop.late_items", "data.shop.order", "teacher.bert4rec.last"),
     ),
+    "above 0 and below 1": (lambda v: 0 < v < 1, ("slices.transition_share",)),
+    # warm and cold items are none twice
+    "above 0 and at most 0.5": (lambda v: 0 < v <= 0.5, ("slices.item_share",)),
     "at least 0 and below 1": (
         lambda v: 0 <= v < 1,
         ("teacher.dropout", "teacher.b2", "train.b2"),

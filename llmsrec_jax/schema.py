@@ -4,11 +4,34 @@ from collections.abc import Mapping
 from typing import Any
 
 SCHEMA = 1  # of results.json, cases.json and experiments/*.json
+STUDIES = ("cases.json", "cases_transfer.json")  # of the dataset that is trained on; of another one
 ORIGINAL, SHUFFLED = "original", "shuffled"  # conditions: order of the test histories
 POPULARITY, TEACHER, BOUND = "popularity", "teacher", "bayes bound"
 PLACE = {POPULARITY: -2, TEACHER: -1, BOUND: 1}  # in tables: baselines first, the bound last
 FLOOR_AND_BOUND = (POPULARITY, BOUND)  # no models of a user
+VARIANTS = {  # (setting, value) -> words in a model's name (Tables 11, 12, Fig. 7)
+    ("prompts.user_repr", True): "user representation",
+    ("distill.type", "contrastive"): "contrastive",
+    ("train.targets", "all"): "auto-regressive",
+}
+TEACHERS = {  # (setting, value) -> words (E23); SASRec with BCE needs none
+    ("teacher.model", "gru4rec"): "gru4rec",
+    ("teacher.model", "bert4rec"): "bert4rec",
+    ("teacher.model", "nextitnet"): "nextitnet",
+    ("teacher.loss", "ce"): "ce",
+    ("teacher.loss", "sampled_ce"): "sampled_ce",
+}
+TOLD_BY_NAME: dict[
+    str, tuple[Any, ...] | None
+] = {  # setting -> values that a model's name tells; None = all
+    **{setting: (value,) for setting, value in VARIANTS},
+    **dict.fromkeys(("distill.weight", "uniformity.weight"), (0.0,)),
+    "order.train": ("shuffled",),
+    **dict.fromkeys(("transfer.unseen", *(setting for setting, _ in TEACHERS))),
+}
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # metrics beyond accuracy (E24)
+# metrics (E9): how alike the vector that ranks stays, and the hidden state that it is made of
+COSINE, COSINE_HIDDEN = "cosine", "cosine_hidden"
 IDENTITY = ("model", "config_hash", "candidates_hash", "dataset", "split", "seed", "condition")
 
 

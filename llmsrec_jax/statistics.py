@@ -1,8 +1,9 @@
-"""What a difference between two models, or two conditions of one, is worth: paired bootstrap over users.
+"""What a difference between two models, or two conditions of one, is worth: paired bootstrap over users, and the spread over seeds.
 
-Users are the only source of chance here; seeds are another one.
+Users are the only source of chance in one seed; trainings are another one, which only several seeds show.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 DRAWS = 2000
 UNDETECTED = "no detectable change"
 LEVEL = 0.05  # two-sided, of everything that is called a difference
+FEWEST_SEEDS = 3  # that say something of their spread
+NORMAL = 1.959964  # of a normal distribution, LEVEL is outside ± so many standard deviations
 CHUNK = 1 << 22  # numbers drawn at once
 
 
@@ -81,3 +84,51 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = DR
         *((b / a - 1, float(relative.std())) if known else (float("nan"), float("nan"))),
         n,
     )
+
+
+def over_seeds(each: Sequence[Difference]) -> Difference:
+    """Of the mean over seeds, each of which has trainings, candidates and perhaps users of its own.
+
+    Its variance is that of a mean over seeds plus the mean one over the users of a seed, since seeds may share their users,
+    which their spread then does not show; where they do not share them, users count twice: fewer false alarms than
+    LEVEL. Student's t with the degrees of freedom of such a sum (Welch and Satterthwaite).
+
+    Raises:
+      ValueError: fewer than FEWEST_SEEDS.
+    """
+    n = len(each)
+    if n < FEWEST_SEEDS:
+        raise ValueError(f"{n} seeds: at least {FEWEST_SEEDS} show how far trainings differ")
+    a, b, change, low, high, _, relative, _, users = np.array(each, np.float64).T
+    of_seeds = float(change.var(ddof=1)) / n
+    variance = of_seeds + float(np.mean((high - low) ** 2)) / (2 * NORMAL) ** 2
+    mean, se = float(change.mean()), variance**0.5
+    free = (n - 1) * (variance / of_seeds) ** 2 if of_seeds else np.inf
+    p = two_sided(abs(mean) / se, free) if se else 1.0 if mean == 0 else 0.0
+    p = max(p, 2.0 ** (1 - users.sum()))  # as in `paired`
+    reach, first = quantile(free) * se, float(a.mean())
+    known = np.isfinite(relative).all() and first > 0
+    return Difference(
+        *(first, float(b.mean()), mean, mean - reach, mean + reach, min(p, 1.0)),
+        *((mean / first, se / first) if known else (float("nan"), float("nan"))),
+        int(users.min()),
+    )
+
+
+def two_sided(t: float, free: float) -> float:
+    """The chance that Student's t with `free` degrees of freedom, at least 2, is at least `t` from 0."""
+    # of t = sqrt(free) tan(x), x has a density as cos(x) ** (free - 1); beyond 1e4 it is normal for all that matters
+    free = min(free, 1e4)
+    x = np.linspace(0.0, np.pi / 2, 20_001)
+    density = np.cos(x) ** (free - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return float(1 - np.interp(np.arctan(t / free**0.5), x, below) / below[-1])
+
+
+def quantile(free: float) -> float:
+    """What Student's t is beyond, on either side, with chance LEVEL."""
+    low, high = 0.0, 64.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided(middle, free) > LEVEL else (low, middle)
+    return high

@@ -213,7 +213,8 @@ def fit(job: Job, state: State, checkpoints: Checkpoints, writer: Writer) -> Pro
         return progress
     validate_at = set(job.validate_at)
     stream = job.batches(progress.step, job.total_steps)
-    bar = writer.progress(job.stage, job.total_steps, progress.step, job.batch_users)
+    steps = job.total_steps, progress.step
+    bar = writer.progress(job.stage, *steps, job.batch_users, compiles=True)
     saved, clock = time.monotonic(), time.monotonic()
     pending: dict[str, jax.Array] | None = None
     # clocks differ between processes, and asking the first one takes time

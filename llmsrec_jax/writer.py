@@ -7,13 +7,14 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 LINE_EVERY_S = 10.0  # between progress lines where the console is not a terminal
-SILENT_S = 2.0  # what took less is not worth a closing line
+SILENT_S = 2.0  # what took less is not worth a line
 SMOOTHING = 0.9  # of the shown loss: weight of the past
 
 
@@ -27,7 +28,6 @@ class Writer:
         """
         self.path, self.silent, self._hushed = Path(workdir) / "metrics.jsonl", silent, False
         self.console = io.StringIO() if silent else console or sys.stderr
-        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Writer":
         return self
@@ -41,6 +41,7 @@ class Writer:
             return
         line = {"stage": stage, "step": step, **{k: _plain(v) for k, v in values.items()}}
         line["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -48,6 +49,7 @@ class Writer:
         """Drops the lines of `stage` and configuration `key` after `step`, about to be written again, and a torn last line."""
         if self.silent:
             return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
             line
             for line in read_log(self.path)
@@ -73,10 +75,19 @@ class Writer:
             self._hushed = False
 
     def progress(
-        self, title: str, total: int, done: int = 0, batch: int = 0, unit: str = "steps"
+        self,
+        title: str,
+        total: int,
+        done: int = 0,
+        batch: int = 0,
+        unit: str = "steps",
+        compiles: bool = False,
     ) -> "Progress":
-        """A bar over `total` units, `done` of them earlier. With `batch` (users per unit) it shows users per second."""
-        return Progress(title, total, done, batch, unit, self.console)
+        """A bar over `total` units, `done` of them earlier. With `batch` (users per unit) it shows users per second.
+
+        `compiles`: the first unit waits for a program to be compiled, which is said if it takes long.
+        """
+        return Progress(title, total, done, batch, unit, self.console, compiles)
 
 
 def _plain(value: Any) -> Any:
@@ -108,7 +119,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class Progress:
     """A bar with loss, throughput and time left: tqdm on a terminal, a plain line now and then elsewhere."""
 
-    def __init__(self, title: str, total: int, done: int, batch: int, unit: str, console: TextIO):
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        done: int,
+        batch: int,
+        unit: str,
+        console: TextIO,
+        compiles: bool = False,
+    ):
         self.title, self.total, self.done, self.batch, self.unit = title, total, done, batch, unit
         self.console, self.loss = console, math.nan
         self._first, self._start, self._shown = done, time.monotonic(), time.monotonic()
@@ -127,10 +147,25 @@ class Progress:
                 leave=False,
             )
 
+        self._patience: threading.Timer | None = None
+        if compiles and done < total:
+            self._patience = threading.Timer(SILENT_S, self._compiling)
+            self._patience.daemon = True
+
     def __enter__(self) -> "Progress":
+        if self._patience is not None:
+            self._patience.start()
         return self
 
+    def _compiling(self) -> None:
+        """After some silence, in a thread of its own: the first unit is not done yet."""
+        if self._timed is None:
+            _write(f"{self.title}: compiling, once for each shape; then it runs", self.console)
+            self.console.flush()
+
     def __exit__(self, *error: object) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
         if self._bar is not None:
             self._bar.close()
         if self.done > self._first and time.monotonic() - self._start > SILENT_S:
@@ -142,7 +177,11 @@ class Progress:
         if loss is not None:
             past = loss if math.isnan(self.loss) else self.loss
             self.loss = SMOOTHING * past + (1 - SMOOTHING) * loss
+        if self._timed is None and self._patience is not None:
+            self._patience.cancel()
         if self._bar is not None:
+            if self._timed is None:  # the time left does not count what was compiled meanwhile
+                self._bar.unpause()
             if not math.isnan(self.loss):
                 self._bar.set_postfix_str(f"loss {self.loss:.4f}{self._users()}", refresh=False)
             self._bar.update(count)

@@ -11,7 +11,8 @@ RATE = 1e9
 
 def seconds(folder, changes=None, with_llm=True) -> float | None:
     cfg = pipeline.settled(config.apply(tiny(), changes or {}))
-    return estimate.seconds(pipeline.Run(cfg, folder, Writer(folder)), with_llm, RATE)
+    found = estimate.operations(pipeline.Run(cfg, folder, Writer(folder)), with_llm)
+    return None if found is None else sum(found.values()) / RATE
 
 
 @pytest.mark.parametrize(

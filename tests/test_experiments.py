@@ -1,9 +1,12 @@
 """The paper's tables as data: complete, consistent with what is published, and legal configurations."""
 
+from typing import get_args
+
 import pytest
 
 from llmsrec_jax import config, experiments, published, rules
 from llmsrec_jax.experiments import EXPERIMENTS
+from llmsrec_jax.stages import unseen_items
 
 WANTED = (
     "table3 table5 table6 table7 table8 table9 table10 table11 table12 fig1 fig3 fig4 fig5 fig6 fig7 "
@@ -27,6 +30,31 @@ def test_cells_are_legal_configurations(name):
     assert not one.against or one.against in rows
     assert all(column in columns for pair in one.compare for column in pair)
     assert all(choice in experiments.CHOICES for choice in one.choices)
+
+
+@pytest.mark.parametrize("name", experiments.CHOICES)
+def test_choices_name_their_settings_and_every_word_of_them(name):
+    choice, base = experiments.CHOICES[name], config.Config()
+    declared = {setting: kind for setting, _, kind in config.flatten(base)}
+    for setting, meanings in choice.settings.items():
+        assert not meanings or set(meanings) == set(get_args(declared[setting]))
+        for word, meaning in meanings.items():
+            told = choice.answer(config.apply(base, {setting: word}))
+            assert f"{setting}={word}: {meaning}" in told and told.endswith(choice.always)
+    assert choice.always or choice.settings
+
+
+def test_every_way_to_embed_unseen_items_is_explained_made_and_compared():
+    ways = get_args(config.Unseen)
+    assert tuple(experiments.WAYS) == tuple(unseen_items.WAYS) == ways
+    columns = EXPERIMENTS["table7"].columns
+    assert tuple(column.changes["transfer.unseen"] for column in columns) == ways
+
+
+def test_numbers_among_the_choices_are_told():
+    cfg = config.apply(config.Config(), {"slices.item_share": 0.2, "slices.ties": "out"})
+    told = experiments.CHOICES["warm and cold"].answer(cfg)
+    assert told.startswith("slices.item_share=0.2. slices.ties=out: nobody")
 
 
 @pytest.mark.parametrize("name", published.PUBLISHED)

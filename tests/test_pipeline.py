@@ -362,6 +362,8 @@ def test_every_setting_is_in_a_key_or_changes_no_number():
         *("train.save_every_s", "evaluate.batch", "evaluate.shapes", "evaluate.show_users"),
         *("evaluate.ks", "evaluate.mask_seen"),  # of the evaluation, which is always done anew
         "order.permutations",  # each has a stage
+        *("slices.transition_share", "slices.item_share", "slices.ties"),  # of the evaluation too
+        "order.vector",  # both are kept
     }
 
 

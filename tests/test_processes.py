@@ -1,5 +1,6 @@
 """Two local processes are one program: the metrics of one process, and both stop when one is told to."""
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmsrec_jax import pipeline, processes, results
+from llmsrec_jax import pipeline, processes, reproduce, results
 from llmsrec_jax.checkpoint import Lock
 from llmsrec_jax.writer import read_log
 from tests.conftest import REPO
@@ -25,13 +26,13 @@ LONG = {"train.epochs": 15, "train.patience": 0, "train.validations_per_epoch": 
 class Program:
     """The launch script on one configuration, as a process group."""
 
-    def __init__(self, folder: Path, workdir: Path, **changes: object):
+    def __init__(self, folder: Path, workdir: Path, *flags: str, **changes: object):
         file = config_file(folder / "two.py", {**LONG, "mesh.devices": 0, **changes})
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "PYTHONPATH": str(REPO), "XLA_FLAGS": ""}
         self.process = subprocess.Popen(
             ["bash", REPO / "launch/local_multiprocess.sh", "2", f"--config={file}"]
-            + [f"--workdir={workdir}"],
+            + [f"--workdir={workdir}", *flags],
             env={**env, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -143,6 +144,29 @@ def test_a_backbone_of_two_processes(short, tmp_path, setting):
     code, said = Program(tmp_path, tmp_path / "run", **changes).finish()
     assert code == 0, said
     assert_same(tmp_path / "run", short)
+
+
+def cells(workdir: Path) -> dict[tuple[str, str], dict]:
+    told = json.loads((workdir / "experiments" / "fig3.json").read_text())
+    return {(cell["row"], cell["column"]): cell for cell in told["cells"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("negatives", [20, 143], ids=["done", "cannot be done"])
+def test_an_experiment_of_two_processes(tmp_path, negatives):
+    """Cell by cell what one process finds, or why not; one of them writes and speaks."""
+    changes = {**SHORT, "evaluate.negatives": negatives}
+    reproduce.run(tiny({**LONG, **changes}), tmp_path / "one", "fig3", seeds=(0,))
+    flags = "--mode=reproduce", "--experiment=fig3", "--seeds=0"
+    code, said = Program(tmp_path, tmp_path / "two", *flags, **changes).finish()
+    assert code == 0, said
+    assert said.count("2 of 2 runs to do") == 1
+    found, wanted = cells(tmp_path / "two"), cells(tmp_path / "one")
+    for place, cell in wanted.items():
+        assert found[place]["status"] == cell["status"] and found[place]["why"] == cell["why"]
+        assert (found[place]["mean"] or 0) == pytest.approx(cell["mean"] or 0, rel=1e-6)
+    done = [cell["status"] for cell in found.values() if not cell["why"].startswith("this system")]
+    assert {*done} == {"done" if negatives == 20 else "not run"}
 
 
 @pytest.mark.parametrize("error", ["is in use by", "absent.csv"])

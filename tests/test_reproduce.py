@@ -1,5 +1,6 @@
 """Experiments end to end, in miniature: cells, seeds, differences, what cannot be done."""
 
+import datetime
 import json
 import re
 import shutil
@@ -8,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 
-from llmsrec_jax import config, pipeline, reproduce, results, train
+from llmsrec_jax import config, estimate, pipeline, reproduce, results, statistics, train
 from llmsrec_jax.schema import SCHEMA
 from llmsrec_jax.writer import Writer
 from tests.factories import files, random_dataset
@@ -118,6 +119,69 @@ def test_a_dry_run_names_every_run_and_what_is_missing(tmp_path, monkeypatch, ca
     assert "TALLRec, LLaRA, CoLLM, A-LLMRec" in text and "not part of this version" in text
 
 
+def test_a_dry_run_leaves_no_trace_and_counts_what_runs_share_once(tmp_path, monkeypatch, capsys):
+    rate = 1e6
+    monkeypatch.setattr(estimate, "rate", lambda cfg: rate)
+    folder = tmp_path / "run"
+    reproduce.run(tiny(), folder, "table3", seeds=(3,), dry_run=True)
+    assert not folder.exists()
+    one = reproduce.Experimenter("table3", tiny(), (3,), folder, Writer(folder))
+    parts = [job.operations() for job in one.jobs]
+    shared = {stage: operations for each in parts for stage, operations in each.items()}
+    assert len(shared) < sum(map(len, parts))  # LLM-SRec's teachers are those of SASRec's rows
+    total = datetime.timedelta(seconds=round(sum(shared.values()) / rate))
+    assert f"4 of 4 runs to do, at most {total} and" in capsys.readouterr().out
+
+
+def test_a_difference_is_bootstrapped_once(suite, monkeypatch):
+    """However often the file is written meanwhile."""
+    asked, paired = [], reproduce.paired
+    monkeypatch.setattr(reproduce, "paired", lambda *args: asked.append(args) or paired(*args))
+    one = reproduce.Experimenter("order_suite", tiny(), (0, 1), suite, Writer(suite))
+    first = one.result()
+    assert one.result() == first and len(asked) == len(first["differences"]) > 0
+
+
+def test_two_trainings_are_told_apart_from_one(suite, monkeypatch, capsys):
+    """Other histories of one model are no other training; nothing is claimed of one pair of two."""
+    told = load(suite, "order_suite")
+    assert told["overall"] == []  # of two seeds
+    trainings = {
+        (one["row"], one["what"].split(" instead")[0]): one["trainings"]
+        for one in told["differences"]
+    }
+    assert trainings == {
+        **dict.fromkeys([(row, "shuffled histories") for row in ("SASRec", "LLM-SRec")], 1),
+        **dict.fromkeys([(row, "shuffled training") for row in ("SASRec", "LLM-SRec")], 2),
+        **{("popularity", f"shuffled {what}"): 1 for what in ("histories", "training")},
+    }
+    clear = statistics.paired(np.full(99, 0.5), np.full(99, 0.25))
+    monkeypatch.setattr(reproduce, "paired", lambda *args: clear)
+    one = reproduce.Experimenter("order_suite", tiny(), (0, 1), suite, Writer(suite))
+    for each in one.result()["differences"]:
+        claimed = each["words"] == "drops by 50.0% ± 0.0%"
+        assert claimed == (each["trainings"] == 1)
+        assert claimed or each["words"].startswith("one pair of trainings: training noise unknown")
+    assert "3 seeds tell" in one.report(one.result())
+
+
+def test_several_seeds_speak_together(suite, monkeypatch):
+    for module in (reproduce, statistics):
+        monkeypatch.setattr(module, "FEWEST_SEEDS", 2)
+    one = reproduce.Experimenter("order_suite", tiny(), (0, 1), suite, Writer(suite))
+    told = one.result()
+    assert len(told["differences"]) == 2 * len(told["overall"]) > 0
+    for each in told["overall"]:
+        parts = [
+            d for d in told["differences"] if (d["row"], d["what"]) == (each["row"], each["what"])
+        ]
+        changes = [part["difference"]["change"] for part in parts]
+        assert each["difference"]["change"] == pytest.approx(np.mean(changes))
+        assert each["seeds"] == (0, 1)
+    text = one.report(told)
+    assert "chance here is that of users and seeds" in text and "seeds tell" not in text
+
+
 def test_what_cannot_be_done_leaves_the_rest(tmp_path, capsys):
     """A backbone that is not there stops only the cells that need it."""
     cfg = config.apply(tiny(), {"llm.path": str(tmp_path / "nowhere")})
@@ -162,10 +226,33 @@ def test_histograms_count_every_user(suite):
     told = load(suite, "table5")
     assert {one["row"] for one in told["histograms"]} == {"SASRec", "LLM-SRec"}
     cells = {(c["row"], c["column"]): c for c in told["cells"]}
-    assert 0 < cells["LLM-SRec", "cosine of h_U"]["mean"] < 1
-    assert cells["SASRec", "cosine of h_U"]["why"].startswith("SASRec: there is no cosine_hidden")
+    assert 0 < cells["LLM-SRec", "cosine of the other vector"]["mean"] < 1
+    assert cells["SASRec", "cosine of the other vector"]["why"].startswith("SASRec: there is no")
     for one in told["histograms"]:
         assert sum(one["counts"]) == 40 and len(one["edges"]) == len(one["counts"]) + 1
+
+
+def test_the_vector_of_table_5_is_a_choice(suite, monkeypatch):
+    """Both are kept, so nothing is judged again; SASRec has one only."""
+    reproduce.run(tiny(), suite, "table5", seeds=(0,))
+    before = load(suite, "table5")
+    monkeypatch.setattr(pipeline, "perform", lambda *args: pytest.fail("done again"))
+    reproduce.run(tiny({"order.vector": "hidden"}), suite, "table5", seeds=(0,))
+    after = load(suite, "table5")
+    value = lambda told, row, column: next(
+        c["mean"] for c in told["cells"] if (c["row"], c["column"]) == (row, column)
+    )
+    columns = "cosine", "cosine of the other vector"
+    ours, theirs = ([value(told, "LLM-SRec", c) for c in columns] for told in (before, after))
+    assert ours == theirs[::-1] and ours[0] != ours[1]
+    assert value(before, "SASRec", "cosine") == value(after, "SASRec", "cosine")
+    answers = [one["choices"]["Which vector is compared (Table 5)?"] for one in (before, after)]
+    assert [answer.split(":")[0] for answer in answers] == [
+        "order.vector=ranking",
+        "order.vector=hidden",
+    ]
+    bins = [{one["row"]: one["counts"] for one in told["histograms"]} for told in (before, after)]
+    assert bins[0]["SASRec"] == bins[1]["SASRec"]
 
 
 def write_interactions(path, users, items, time):

@@ -2,9 +2,10 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 
-from llmsrec_jax import config, results
+from llmsrec_jax import config, results, schema, statistics
 
 
 def test_tables_show_baselines_first_and_the_bound_last():
@@ -32,16 +33,34 @@ def test_tables_show_baselines_first_and_the_bound_last():
         for model in models
     ]
     twin = [{**row, "config_hash": "1"} for row in rows if row["model"] == "teacher"]
-    assert "teacher (0)" in results.tables(rows + twin, rows[0])
-    assert "teacher (1)" in results.tables(rows + twin, rows[0])
+    assert "teacher (0)" in results.tables(rows + twin, rows[0], {})
+    assert "teacher (1)" in results.tables(rows + twin, rows[0], {})
+    used = {"0": {"seed": 0, "teacher.epochs": 4}, "1": {"seed": 1, "teacher.epochs": 8}}
+    told = results.tables(rows + twin, rows[0], used)
+    assert "teacher (teacher.epochs=4) " in told and "teacher (teacher.epochs=8) " in told
     others = [{**rows[0], "dataset": "other"}, {**rows[0], "candidates_hash": "d"}]
-    text = results.tables(rows + others, rows[0])
+    text = results.tables(rows + others, rows[0], {"0": {"teacher.epochs": 4}})
     order = ["popularity", "teacher", "llm_srec", "llm_srec w/o distill", "bayes bound"]
     for table in text.split("\n\n"):
         lines = [line.split("0.5000")[0].split() for line in table.splitlines()[3:]]
         found = [(" ".join(words[:-1]), words[-1]) for words in lines]
         assert found == [(model, seed) for seed in "01" for model in order]
     assert "test set of made, 7 users" in text
+
+
+def test_permuted_histories_are_told_by_settings_only_where_these_tell_rows_apart():
+    row = {
+        **{"model": "teacher", "dataset": "made", "seed": 0, "slice": "all", "protocol": "sampled"},
+        **{"candidates_hash": "c", "metric": "ndcg@10", "value": 0.5, "se": 0.1, "users": 7},
+        **{"condition": "original", "config_hash": "k0"},
+    }
+    change = statistics.paired(np.zeros(3), np.zeros(3))._asdict()
+    permuted = {**row, "condition": "shuffled", "scope": "window", "change": change}
+    table = lambda rows: results.tables(rows, row, {}).split("in another order\n")[1]
+    assert "k0" not in table([row, permuted]) and "settings" not in table([row, permuted])
+    twin = {**permuted, "config_hash": "k1"}
+    assert "teacher (k0)" in table([row, permuted, twin])
+    assert "teacher (k1)" in table([row, permuted, twin])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +99,7 @@ def test_every_model_and_loss_of_a_teacher_has_a_name():
     every = {
         (name, v) for name in ("teacher.model", "teacher.loss") for v in get_args(declared[name])
     }
-    assert every - {*results.TEACHERS} == {("teacher.model", "sasrec"), ("teacher.loss", "bce")}
+    assert every - {*schema.TEACHERS} == {("teacher.model", "sasrec"), ("teacher.loss", "bce")}
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path):

@@ -80,3 +80,66 @@ def test_few_users_prove_nothing(users, least):
     """All of them change alike: no less than the two-sided sign test says."""
     found = statistics.paired(np.full(users, 0.5), np.full(users, 0.7))
     assert found.p == least and found.words() == "no detectable change"
+
+
+def test_students_t():
+    """Quantiles of printed tables."""
+    for free, wanted in ((2, 4.3027), (5, 2.5706), (30, 2.0423), (1e9, 1.96)):
+        assert statistics.quantile(free) == pytest.approx(wanted, abs=5e-4)
+        assert statistics.two_sided(wanted, free) == pytest.approx(0.05, abs=1e-4)
+    assert statistics.two_sided(0.0, 7.3) == 1.0
+
+
+def pair(rng, training: float, effect: float = 0.0, users: int = 400) -> statistics.Difference:
+    """Of one seed: each training moves all its users together by a chance of its own, of that standard deviation."""
+    base = rng.random(users)
+    moved = [rng.normal(0, training) + rng.normal(0, 0.1, users) for _ in range(2)]
+    return statistics.paired(base + moved[0], base + moved[1] + effect, draws=300)
+
+
+def test_seeds_by_hand():
+    """Without any spread over users it is a t-test of the changes 1, 2, 3: t = 2 / (1 / sqrt(3))."""
+    each = [statistics.paired(np.zeros(90), np.full(90, float(n)), draws=50) for n in (1, 2, 3)]
+    found = statistics.over_seeds(each)
+    assert (found.first, found.second, found.change, found.users) == (0.0, 2.0, 2.0, 90)
+    assert found.p == pytest.approx(0.07418, abs=1e-4) and not found.detected
+    assert found.high - found.change == pytest.approx(4.3027 / 3**0.5, abs=1e-3)
+    assert np.isnan(found.relative) and found.words() == "no detectable change"
+
+
+def test_training_noise_is_no_difference():
+    """Users alone call most pairs of equal trainings different; three seeds do not, and find a real effect."""
+    rng = np.random.default_rng(0)
+    seeds = [[pair(rng, 0.05) for _ in range(3)] for _ in range(200)]
+    single = np.mean([one.detected for each in seeds for one in each])
+    assert single > 0.5
+    assert np.mean([statistics.over_seeds(each).detected for each in seeds]) < 0.1
+    real = [
+        statistics.over_seeds([pair(rng, 0.005, -0.1) for _ in range(3)]).words() for _ in range(20)
+    ]
+    assert all(words.startswith("drops by ") for words in real)
+
+
+def test_seeds_that_share_their_users_are_no_proof_by_numbers():
+    """Trainings that hardly differ: the same users three times are worth those users once."""
+    rng, false = np.random.default_rng(1), 0
+    for _ in range(200):
+        first, second = (
+            rng.random(100),
+            rng.random(100),
+        )  # no difference but by chance of these users
+        each = [
+            statistics.paired(first, second + rng.normal(0, 1e-3, 100), draws=300) for _ in range(3)
+        ]
+        false += statistics.over_seeds(each).detected
+    assert false / 200 < 0.1
+
+
+def test_seeds_that_do_not_differ_at_all():
+    same = statistics.paired(np.full(9, 0.5), np.full(9, 0.5))
+    found = statistics.over_seeds([same] * 3)
+    assert (found.change, found.p, found.low, found.high) == (0, 1, 0, 0)
+    one = statistics.paired(np.zeros(1), np.ones(1))
+    assert not statistics.over_seeds([one] * 3).detected  # of one user each
+    with pytest.raises(ValueError, match="2 seeds: at least 3"):
+        statistics.over_seeds([same] * 2)

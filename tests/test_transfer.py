@@ -14,7 +14,7 @@ from llmsrec_jax.data.interactions import Catalog
 from llmsrec_jax.prompts.tokens import ItemTokens
 from llmsrec_jax.stages import unseen_items
 from llmsrec_jax.writer import Writer
-from tests.factories import catalog, files, random_dataset
+from tests.factories import catalog, dataset, files, random_dataset
 from tests.systems import named, tiny
 
 USERS = 400
@@ -186,11 +186,24 @@ def test_items_are_the_same_by_key_and_title():
     assert [len(rows) for rows in unseen_items.common(one, one.take(np.array([], int)))] == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("rule", "wanted"), [("trained", [2]), ("catalogue", [2, 1]), ("none", [])]
+)
+def test_which_items_the_teacher_knows(rule, wanted):
+    """Items 1 and 2 are in both catalogues; 1 is only a target of the test."""
+    one = dataset([[2, 3, 4, 1]], items=6)
+    titles = ["", one.catalog.titles[2], one.catalog.titles[1]]
+    there = Catalog(np.array(["", "i2", "i1"]), titles, one.catalog.has_title[:3])
+    ours, theirs = unseen_items.known(one, there, rule)
+    assert ours.tolist() == wanted and theirs.tolist() == [1, 2][: len(wanted)]
+
+
 def test_known_items_keep_what_was_trained(copy, tmp_path):
     """Of the very same data as files that is all of them: the numbers are those at home, whatever unseen ones have."""
     same = files(opened(copy, {}).data.dataset, tmp_path / "same")
     again = {f"transfer.files.{name}": path for name, path in same.items()}
-    pipeline.run(tiny(HOME | again | {"transfer.unseen": "zero"}), copy)
+    again |= {"transfer.unseen": "zero", "transfer.known": "catalogue"}
+    pipeline.run(tiny(HOME | again), copy)
     for metric in ("hr@10", "ndcg@10", "mrr@10"):
         rows = found(copy, metric)
         for model in ("teacher", "llm_srec"):

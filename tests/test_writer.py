@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -133,6 +134,42 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     assert bar.loss == pytest.approx(0.9)
     assert "train:   0%|" in console.getvalue()
     assert "\rtrain: 2/2 steps, loss 0.9000" in console.getvalue()
+
+
+def test_a_bar_does_not_count_compilation(tmp_path):
+    bar = Writer(tmp_path, Terminal()).progress("train", 100)
+    shown = bar._bar
+    later = shown.start_t + 1000
+    shown._time = lambda: later
+    bar.update()
+    assert shown.format_dict["elapsed"] == 0
+    shown.close()
+
+
+@pytest.mark.parametrize("console", [io.StringIO, Terminal])
+def test_a_long_compilation_is_said(tmp_path, monkeypatch, console):
+    """Where nothing is done yet after a while, once; and not where the first step was quick."""
+    said = threading.Event()
+    monkeypatch.setattr(writer, "SILENT_S", 0.0)
+    monkeypatch.setattr(writer, "_write", lambda text, where=None: said.set() or lines.append(text))
+    lines = []
+    with Writer(tmp_path, console()).progress("train", 2, compiles=True) as bar:
+        assert said.wait(30)
+        bar.update()
+        bar.update()
+    assert [line for line in lines if "compiling" in line] == [
+        "train: compiling, once for each shape; then it runs"
+    ]
+    monkeypatch.setattr(writer, "SILENT_S", 60.0)
+    with Writer(tmp_path, console()).progress("train", 2, compiles=True) as bar:
+        bar.update()
+    assert bar._patience.finished.is_set()
+    bar._compiling()  # too late
+    assert len([line for line in lines if "compiling" in line]) == 1
+
+
+def test_nothing_is_left_to_compile(tmp_path):
+    assert Writer(tmp_path, io.StringIO()).progress("train", 2, 2, compiles=True)._patience is None
 
 
 def test_results_go_to_standard_output(tmp_path, capsys):

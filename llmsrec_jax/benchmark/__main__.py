@@ -29,8 +29,15 @@ VS = ("padded", "torch")
 
 def _define_words(name: str, default: tuple[str, ...], legal: tuple[str, ...], help: str):
     holder = flags.DEFINE_list(name, list(default), f"<{'|'.join(legal)}>,..: {help}")
-    rule = f"should be of {', '.join(legal)}"
-    flags.register_validator(name, lambda given: set(given) <= set(legal), rule)
+
+    def check(given: list[str]) -> bool:
+        for word in given:
+            if word not in legal:
+                hint = config.closest(word, legal)
+                raise flags.ValidationError(f"{word!r} should be of {', '.join(legal)}{hint}")
+        return True
+
+    flags.register_validator(name, check)
     return holder
 
 

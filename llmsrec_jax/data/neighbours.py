@@ -8,6 +8,7 @@ user. SKNN is blind to order; V-SKNN is not.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -55,7 +56,8 @@ class Neighbours:
     def catalogue(self, rows: np.ndarray) -> np.ndarray:
         """float32 [n, I]: scores of all items for users in `rows` of the histories; 0 = no neighbour has it."""
         scores = np.zeros((len(rows), self.size), np.float32)
-        alike = (self._of(rows, self.recency) @ self._items).toarray()
+        product: Any = self._of(rows, self.recency) @ self._items
+        alike = product.toarray()
         own, theirs = self.histories.lengths[rows], self.train.lengths
         if not self.recency:
             alike = alike / np.sqrt(np.maximum(np.outer(own, theirs), 1))

@@ -2,30 +2,45 @@
 
 import numpy as np
 
+from llmsrec_jax import config
+from llmsrec_jax.data import counter
 from llmsrec_jax.data.splits import Dataset
 
-SHARE = 0.35  # of the catalogue that counts as warm, and as cold
+
+def highest(score: np.ndarray, number: int, place: np.ndarray, ties: str) -> np.ndarray:
+    """bool [n]: those with the `number` highest scores; of equal ones the lower `place` first, none at the line if ties=out."""
+    order = np.lexsort((place, -score))
+    mask = np.zeros(len(score), bool)
+    mask[order[:number]] = True
+    if ties == "out" and 0 < number < len(score):
+        within, without = score[order[number - 1 : number + 1]]
+        mask[score == within] &= within != without
+    return mask
 
 
-def warm_cold(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks over `users` whose target is among the 35 % most / least interacted items; ties go to the lower item id."""
-    counts = dataset.counts[1:]
-    edge, target = int(len(counts) * SHARE), dataset.targets(split, users)
-
-    def first(order: np.ndarray) -> np.ndarray:
-        mask = np.zeros(dataset.catalog.size, bool)
-        mask[order[:edge] + 1] = True
-        return mask[target]
-
-    most, least = (np.argsort(sign * counts, kind="stable") for sign in (-1, 1))
-    return {"warm": first(most), "cold": first(least)}
+def places(names: np.ndarray, ties: str) -> np.ndarray:
+    """Integers [n] that tell which of equal ones counts as the higher one."""
+    return counter.text_bits(names) if ties == "hash" else np.arange(len(names))
 
 
-def transition(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
+def warm_cold(
+    dataset: Dataset, split: str, users: np.ndarray, cfg: config.Slices
+) -> dict[str, np.ndarray]:
+    """Masks over `users` whose target is among the most / least interacted items."""
+    counts, keys = dataset.counts[1:], dataset.catalog.keys[1:]
+    edge, target = int(len(counts) * cfg.item_share), dataset.targets(split, users)
+    place = places(keys, cfg.ties)
+    most = highest(counts, edge, place, cfg.ties)
+    least = highest(-counts, edge, ~place, cfg.ties)  # from the other end: no item is both
+    return {"warm": np.r_[False, most][target], "cold": np.r_[False, least][target]}
+
+
+def transition(
+    dataset: Dataset, split: str, users: np.ndarray, cfg: config.Slices
+) -> dict[str, np.ndarray]:
     """Masks over `users` by t-score, the mean training count of a user's own item-to-item transitions.
 
-    The upper half of `users` is `transition`, the rest `non_transition`; users with a single item score 0; ties go
-    to the lower user row.
+    Those with the highest scores are `transition`, the rest `non_transition`; users with a single item score 0.
     """
     train, size = dataset.train, dataset.catalog.size
     pair = train.items[:-1].astype(np.int64) * size + train.items[1:]
@@ -36,13 +51,15 @@ def transition(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.
     _, code, count = np.unique(pair, return_inverse=True, return_counts=True)
     total = np.bincount(owner, weights=count[code], minlength=len(train))
     score = total / np.maximum(train.lengths - 1, 1)
-    order = np.argsort(-score[users], kind="stable")
-    upper = np.zeros(len(users), bool)
-    upper[order[: (len(users) + 1) // 2]] = True
+    number = int(np.ceil(len(users) * cfg.transition_share))
+    place = places(dataset.user_keys[users], cfg.ties)
+    upper = highest(score[users], number, place, cfg.ties)
     return {"transition": upper, "non_transition": ~upper}
 
 
-def popularity(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
+def popularity(
+    dataset: Dataset, split: str, users: np.ndarray, cfg: config.Slices
+) -> dict[str, np.ndarray]:
     """Masks over `users` by their target: `head`, the most popular items that hold half of the training interactions, or `tail`.
 
     The item that crosses the half is in the head; ties in popularity go to the lower item id.
@@ -55,7 +72,9 @@ def popularity(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.
     return {"head": mask, "tail": ~mask}
 
 
-def history(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
+def history(
+    dataset: Dataset, split: str, users: np.ndarray, cfg: config.Slices
+) -> dict[str, np.ndarray]:
     """Masks over `users` by what they had seen: at most the median number of items, or more."""
     lengths = dataset.inputs(split, users).lengths
     short = lengths <= np.median(lengths) if len(lengths) else np.zeros(0, bool)
@@ -65,9 +84,11 @@ def history(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.nda
 GROUPINGS = (warm_cold, transition, history, popularity)
 
 
-def slices(dataset: Dataset, split: str, users: np.ndarray) -> dict[str, np.ndarray]:
+def slices(
+    dataset: Dataset, split: str, users: np.ndarray, cfg: config.Slices
+) -> dict[str, np.ndarray]:
     """Every slice as a boolean mask over `users`; `all` first."""
     everyone = {"all": np.ones(len(users), bool)}
     for grouping in GROUPINGS:
-        everyone |= grouping(dataset, split, users)
+        everyone |= grouping(dataset, split, users, cfg)
     return everyone

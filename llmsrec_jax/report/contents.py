@@ -1,35 +1,34 @@
 """What stands in a report, and in which order."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from llmsrec_jax import provenance
 from llmsrec_jax.data.card import render_card
-from llmsrec_jax.report import experiments, figures, tables
+from llmsrec_jax.report import experiments, figures, systems, tables
 from llmsrec_jax.report.document import (
     MISSING,
     Block,
     Cases,
-    Cell,
     Figure,
     Folded,
     Plain,
     Section,
     Table,
-    Text,
     Warned,
     words,
 )
 from llmsrec_jax.report.kinds import joined
 from llmsrec_jax.report.reading import Folder
-from llmsrec_jax.report.systems import collect, groups
 
 CURVES = ("loss", "ndcg@10")
 COMPARED = ("data.", "evaluate.")  # settings that numbers in one table must share
 
 
 def sections(folders: Sequence[Folder]) -> list[Section]:
-    records, clashes = collect(folders)
-    found, lists = groups(records)
+    records, clashes = systems.collect(folders)
+    found, lists = systems.groups(records)
     warned = [*lists, *clashes, *_unlike(folders)]
     first = Section("This report", [*map(Warned, warned), _folders(folders)])
     parts = [
@@ -38,7 +37,7 @@ def sections(folders: Sequence[Folder]) -> list[Section]:
         Section("Training", list(_training(folders))),
         Section("Cases", _cases(folders)),
         Section("Data", _cards(folders)),
-        Section("Settings", _settings(folders)),
+        Section("Settings", [], _settings(folders)),
     ]
     return [first, *(part for part in parts if part.blocks or part.sections)]
 
@@ -55,22 +54,33 @@ def _folders(folders: Sequence[Folder]) -> Table:
 
 
 def _experiments(folders: Sequence[Folder]) -> list[Section]:
-    """Those of one name together."""
+    """Those of one name together; what sets the settings of one apart from the others' is said with it."""
     named = [(found, folder.name) for folder in folders for found in folder.experiments]
     same = [(found["experiment"], found["dataset"]) for found, _ in named]
     order = list(dict.fromkeys(found["experiment"] for found, _ in named))
     named.sort(key=lambda one: order.index(one[0]["experiment"]))
+    apart: dict[int, dict[str, Any]] = {}
+    for dataset in dict.fromkeys(found["dataset"] for found, _ in named):
+        of = [found for found, _ in named if found["dataset"] == dataset]
+        unlike = provenance.differing([_counting(found.get("config", {})) for found in of])
+        apart |= {id(found): each for found, each in zip(of, unlike, strict=True)}
     return [
         experiments.section(
-            found, where if same.count((found["experiment"], found["dataset"])) > 1 else ""
+            found,
+            where if same.count((found["experiment"], found["dataset"])) > 1 else "",
+            provenance.words(apart[id(found)]),
         )
         for found, where in named
     ]
 
 
 def _cases(folders: Sequence[Folder]) -> list[Block]:
-    found = [(folder.cases, folder.name) for folder in folders if folder.cases]
-    return [Cases(content, where if len(found) > 1 else "") for content, where in found]
+    several = sum(bool(folder.cases) for folder in folders) > 1
+    return [
+        Cases(content, folder.name if several else "")
+        for folder in folders
+        for content in folder.cases
+    ]
 
 
 def _named(name: tuple[str, ...], names: Sequence[tuple[str, ...]]) -> str:
@@ -117,31 +127,71 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, str]:
     return found
 
 
-def _settings(folders: Sequence[Folder]) -> list[Block]:
-    """Of the last run in each folder: first where they differ, then all."""
-    flat = {folder.name: _flat(folder.config) for folder in folders if folder.config}
-    if not flat:
-        return []
-    names = list(dict.fromkeys(name for each in flat.values() for name in each))
-    rows = {name: [each.get(name, MISSING) for each in flat.values()] for name in names}
-    columns = ["", *flat]
-    blocks: list[Block] = [Text("Of the last run in each folder.")]
-    if unequal := [words(name, *row) for name, row in rows.items() if len(set(row)) > 1]:
-        blocks.append(Table("Settings that differ", columns, unequal))
-    listed = [[Cell(name), *map(Cell, row)] for name, row in rows.items()]
-    return [*blocks, Folded("All settings", [Table("All settings", columns, listed)])]
+def _counting(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Without what changes no number."""
+    return {name: value for name, value in _flat(settings).items() if not name.startswith("mesh.")}
+
+
+def _settings(folders: Sequence[Folder]) -> list[Section]:
+    """Of every model and of every experiment: first where they differ, then all."""
+    several = len(folders) > 1
+    models: dict[str, Mapping[str, str]] = {}
+    experiments: dict[str, Mapping[str, str]] = {}
+    for folder in folders:
+        where = folder.name if several else ""
+        for name, each in _used(folder).items():
+            models.setdefault(joined((name, where)), each)
+        for found in folder.experiments:
+            if "config" in found:
+                experiments[joined((found["experiment"], where))] = _flat(found["config"])
+    parts = (("Models", models), ("Experiments", experiments))
+    return [Section(title, _beside(each)) for title, each in parts if each]
+
+
+def _used(folder: Folder) -> dict[str, Mapping[str, str]]:
+    """Name -> settings that its numbers depend on; of older results those of the folder's last run."""
+    found = systems.systems(folder.records)
+    known = dict(zip(found, systems.settings(found.values()), strict=True))
+    told: dict[str, Mapping[str, str]] = {
+        name: {k: str(v) for k, v in each.items()} for name, each in known.items() if each
+    }
+    return told or ({"last run": _flat(folder.config)} if folder.config else {})
+
+
+def _beside(each: Mapping[str, Mapping[str, str]]) -> list[Block]:
+    names = list(dict.fromkeys(name for settings in each.values() for name in settings))
+    values = {name: [settings.get(name, MISSING) for settings in each.values()] for name in names}
+    apart = {name: len({*row} - {MISSING}) > 1 for name, row in values.items()}
+    unequal = [words(name, *row) for name, row in values.items() if apart[name]]
+    alike = [
+        words(name, next(value for value in row if value != MISSING))
+        for name, row in values.items()
+        if not apart[name]
+    ]
+    blocks: list[Block] = []
+    if unequal:
+        blocks.append(Table("Settings that differ", ["", *each], unequal))
+    said = f"Settings of {joined(each)}{' that do not differ' * bool(unequal)}"
+    return [
+        *blocks,
+        Folded(
+            "All other settings" if unequal else "All settings", [Table(said, ["", "value"], alike)]
+        ),
+    ]
 
 
 def _unlike(folders: Sequence[Folder]) -> list[str]:
     """A warning for each dataset whose folders were prepared or evaluated differently."""
     warnings = []
     for dataset in dict.fromkeys(record["dataset"] for f in folders for record in f.records):
-        of = [f for f in folders if any(r["dataset"] == dataset for r in f.records)]
-        values: dict[str, dict[str, str]] = {}  # setting -> folder -> value
-        for folder in of:
-            for name, value in _flat(folder.config).items():
+        values: dict[str, dict[str, str]] = {}  # setting -> folder -> values
+        for folder in folders:
+            of = [record for record in folder.records if record["dataset"] == dataset]
+            each = _used(replace(folder, records=of)).values() if of else []
+            for name in dict.fromkeys(n for settings in each for n in settings):
                 if name.startswith(COMPARED):
-                    values.setdefault(name, {})[folder.name] = value
+                    told = dict.fromkeys(settings[name] for settings in each if name in settings)
+                    values.setdefault(name, {})[folder.name] = " and ".join(told)
         unequal = [
             f"{name} ({', '.join(f'{value} in {where}' for where, value in each.items())})"
             for name, each in values.items()
@@ -149,7 +199,6 @@ def _unlike(folders: Sequence[Folder]) -> list[str]:
         ]
         if unequal:
             warnings.append(
-                f"{dataset}: the last runs of these folders differ in {', '.join(unequal)}:"
-                " compare their numbers with care"
+                f"{dataset}: these folders differ in {', '.join(unequal)}: compare their numbers with care"
             )
     return warnings

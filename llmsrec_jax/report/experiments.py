@@ -17,17 +17,21 @@ from llmsrec_jax.report.document import (
     words,
 )
 from llmsrec_jax.report.kinds import RANKINGS, Kind, joined, kind, parts, usual
-from llmsrec_jax.report.systems import Estimate, spread_words
+from llmsrec_jax.report.systems import Estimate, seeds_words, spread_words
 from llmsrec_jax.statistics import UNDETECTED
 
 Experiment = dict[str, Any]
+OF_USERS = "paired bootstrap over users"
 FEW = 12  # differences that are shown at once
 
 
-def section(found: Experiment, where: str) -> Section:
-    """`where` is the work folder, told where several have this experiment."""
+def section(found: Experiment, where: str, unlike: str = "") -> Section:
+    """`where` is the work folder, told where several have this experiment; `unlike`: settings in which others differ."""
     blocks: list[Block] = [table(found), *drawn(found, where)]
-    if found["differences"]:
+    if found["overall"]:
+        blocks += compared(found["overall"], "over seeds and users")
+        blocks.append(Folded("Differences, seed by seed", compared(found["differences"])))
+    elif found["differences"]:
         blocks += compared(found["differences"])
     if found["choices"]:
         rows = [words(question, str(answer)) for question, answer in found["choices"].items()]
@@ -35,6 +39,8 @@ def section(found: Experiment, where: str) -> Section:
     undone = sum(cell["status"] != "done" for cell in found["cells"])
     if undone:
         blocks.insert(0, Text(f"{undone} of {len(found['cells'])} cells have no value of ours."))
+    if unlike:
+        blocks.insert(0, Text(f"Run with {unlike}; other experiments of this report were not."))
     title = joined((found["title"], found["dataset"], where))
     return Section(f"{found['source']}: {title}", blocks)
 
@@ -116,9 +122,9 @@ def apart(ours: float, paper: float) -> str:
     return number(ours - paper, "+") + share.replace("-", "−")
 
 
-def compared(changes: Sequence[dict[str, Any]]) -> list[Block]:
+def compared(changes: Sequence[dict[str, Any]], chance: str = OF_USERS) -> list[Block]:
     """The differences; of many, those that are more than chance in a sentence, and all of them on demand."""
-    table = differences(changes)
+    table = differences(changes, chance)
     if len(changes) <= FEW:
         return [table]
     detected = [row for row in table.rows if row[1].text != UNDETECTED]
@@ -128,12 +134,14 @@ def compared(changes: Sequence[dict[str, Any]]) -> list[Block]:
     return [Text(f"{text}: {listed}." if listed else f"{text}."), Folded("Differences", [table])]
 
 
-def differences(changes: Sequence[dict[str, Any]]) -> Table:
+def differences(changes: Sequence[dict[str, Any]], chance: str = OF_USERS) -> Table:
     """Each in words, with the numbers behind them; what all of them compare is said once, above."""
     same = len({one["what"] for one in changes}) == 1
     rows = []
     for one in changes:
-        of = joined((one["metric"], one["protocol"], f"seed {one['seed']}"))
+        of = joined(
+            (one["metric"], one["protocol"], seeds_words(one.get("seeds") or [one["seed"]]))
+        )
         change = one["difference"]
         numbers = [
             f"{_known(change['first'], '')} → {_known(change['second'], '')}",
@@ -144,7 +152,7 @@ def differences(changes: Sequence[dict[str, Any]]) -> Table:
         rows.append(words(one["row"], one["words"], *[one["what"]] * (not same), of, *numbers))
     columns = ["", "in words", *["what"] * (not same), "of", "values", "change, 95 % interval"]
     about = f"{changes[0]['what']}; " if same else ""
-    return Table(f"Differences: {about}paired bootstrap over users", [*columns, "p", "users"], rows)
+    return Table(f"Differences: {about}{chance}", [*columns, "p", "users"], rows)
 
 
 def _known(value: float | None, sign: str = "+") -> str:

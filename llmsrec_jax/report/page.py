@@ -170,7 +170,7 @@ def _cases(cases: Cases, name: str) -> str:
     models = content["models"]
     compared = [model for model in models if model not in FLOOR_AND_BOUND] or models  # at first
     if not content["cases"]:
-        return "<p>cases.json holds no users.</p>"
+        return "<p>There are no users.</p>"
 
     def choice(part: str, shown: int) -> str:
         options = "".join(

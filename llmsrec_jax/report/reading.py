@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmsrec_jax import writer
+from llmsrec_jax import config, writer
 from llmsrec_jax.report.kinds import kind
-from llmsrec_jax.schema import SCHEMA
+from llmsrec_jax.schema import SCHEMA, STUDIES
 
 FIRST = "order_suite"  # of experiments: the question that the others are details of
 FIGURES = ("", "bars", "scatter", "histogram")
@@ -35,7 +35,7 @@ CELL = {
 VALUE = {"seed": int, "value": NUMBER, "se": NUMBER, "users": int}
 DIFFERENCE = {
     **dict.fromkeys(("row", "what", "metric", "protocol", "words"), str),
-    **{"seed": int, "difference": dict},
+    "difference": dict,
 }
 HISTOGRAM = {"row": str, "column": str, "edges": list, "counts": list}
 CASES = {"dataset": str, "seed": int, "models": list, "cases": list}
@@ -44,14 +44,15 @@ CASE = {"user": (str, int), "history": list, "target": str, "ranks": dict, "top"
 
 @dataclass(frozen=True)
 class Folder:
-    """One work folder. `cards` are the data cards of its data stages, `log` the lines of metrics.jsonl."""
+    """One work folder. `cards` are the data cards of its data stages, `log` the lines of metrics.jsonl, `cases` those of
+    the dataset trained on and of another one, where there are any."""
 
     name: str
     records: list[dict[str, Any]]
     config: dict[str, Any]
     cards: list[dict[str, Any]]
     log: list[dict[str, Any]]
-    cases: dict[str, Any] | None
+    cases: list[dict[str, Any]]
     experiments: list[dict[str, Any]]
 
 
@@ -73,8 +74,9 @@ def read(folders: Sequence[Path]) -> list[Folder]:
 
 def _folder(path: Path, name: str) -> Folder:
     if not path.is_dir():
-        raise ValueError(f"{path}: no such folder")
-    results, cases = path / "results.json", path / "cases.json"
+        beside = [str(other) for other in path.parent.glob("*") if other.is_dir()]
+        raise ValueError(f"{path}: no such folder{config.closest(str(path), beside)}")
+    results, cases = path / "results.json", [path / name for name in STUDIES]
     experiments = sorted(
         (path / "experiments").glob("*.json"), key=lambda file: (file.stem != FIRST, file.name)
     )
@@ -87,14 +89,14 @@ def _folder(path: Path, name: str) -> Folder:
     for file, stage in stages.items():
         _require(file, "it", stage, {"info": dict})
         _require(file, "info", stage["info"], {"card": dict})
-    config = path / "config.json"
+    settings = path / "config.json"
     return Folder(
         name=name,
         records=_records(results) if results.is_file() else [],
-        config=_json(config) if config.is_file() else {},
+        config=_json(settings) if settings.is_file() else {},
         cards=[stage["info"]["card"] for stage in stages.values()],
         log=writer.read_log(path / "metrics.jsonl"),
-        cases=_cases(cases) if cases.is_file() else None,
+        cases=[_cases(file) for file in cases if file.is_file()],
         experiments=[_experiment(file) for file in experiments],
     )
 
@@ -134,10 +136,14 @@ def _require(path: Path, what: str, found: Any, fields: Mapping[str, Any]) -> No
 def _records(path: Path) -> list[dict[str, Any]]:
     content = _versioned(path)
     _require(path, "it", content, {"records": list})
+    settings = content.get("settings", {})  # of older files it is not known
+    _require(path, "settings", settings, {})
     for number, record in enumerate(content["records"]):
         _require(path, f"record {number}", record, RECORD)
         if "change" in record:
             _require(path, f"change of record {number}", record["change"], CHANGE)
+        if record["config_hash"] in settings:
+            record["settings"] = settings[record["config_hash"]]
     return content["records"]
 
 
@@ -177,9 +183,11 @@ def _experiment(path: Path) -> dict[str, Any]:
         places.add(place)
         if cell["row"] not in found["rows"] or cell["column"] not in found["columns"]:
             raise ValueError(f"{path}: cell {number} stands in no row or column of the table")
-    for number, told in enumerate(found["differences"]):
-        _require(path, f"difference {number}", told, DIFFERENCE)
-        _require(path, f"difference {number}", told["difference"], CHANGE)
+    found.setdefault("overall", [])  # over seeds, of which older files do not tell
+    for part, seeds in (("differences", {"seed": int}), ("overall", {"seeds": list})):
+        for number, told in enumerate(found[part]):
+            _require(path, f"{part} {number}", told, DIFFERENCE | seeds)
+            _require(path, f"{part} {number}", told["difference"], CHANGE)
     for number, bins in enumerate(found["histograms"]):
         _require(path, f"histogram {number}", bins, HISTOGRAM)
         if len(bins["edges"]) != len(bins["counts"]) + 1:

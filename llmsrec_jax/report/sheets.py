@@ -40,9 +40,11 @@ def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A change becomes columns."""
+    """A change becomes columns; the settings behind the hash are not repeated row by row."""
     change = {f"change_{name}": value for name, value in record.get("change", {}).items()}
-    return {name: value for name, value in record.items() if name != "change"} | change
+    return {
+        name: value for name, value in record.items() if name not in ("change", "settings")
+    } | change
 
 
 def _csv(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llmsrec_jax import provenance
 from llmsrec_jax.report.document import MISSING, Cell, number
 from llmsrec_jax.report.kinds import kind
 from llmsrec_jax.report.reading import Folder
@@ -37,16 +38,16 @@ class Estimate(NamedTuple):
         if set(self.seeds) >= set(seeds):
             return Cell(told)
         over = "standard error over users" if self.sd is None else "standard deviation over these"
-        return Cell(told, f"{_seeds(self.seeds)} only; ± is the {over}")
+        return Cell(told, f"{seeds_words(self.seeds)} only; ± is the {over}")
 
 
 def spread_words(seeds: Sequence[int]) -> str:
     if len(seeds) > 1:
-        return f"mean ± standard deviation over {_seeds(seeds)}"
-    return f"± standard error over users, {_seeds(seeds)}"
+        return f"mean ± standard deviation over {seeds_words(seeds)}"
+    return f"± standard error over users, {seeds_words(seeds)}"
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def seeds_words(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds)) or MISSING}"
 
 
@@ -66,7 +67,7 @@ class Group:
     @property
     def title(self) -> str:
         lists = f", candidates {self.candidates}" if self.candidates else ""
-        return f"{self.dataset}, {self.split} set, {_seeds(self.seeds)}{lists}"
+        return f"{self.dataset}, {self.split} set, {seeds_words(self.seeds)}{lists}"
 
 
 def collect(folders: Sequence[Folder]) -> tuple[list[Record], list[str]]:
@@ -115,19 +116,36 @@ def groups(records: Iterable[Record]) -> tuple[list[Group], list[str]]:
 
 
 def systems(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Name -> records: a model, told apart by its settings where one seed has it with several."""
-    settings: dict[tuple[str, int], set[str]] = {}
-    models: dict[str, list[Record]] = {}
-    for record in records:
-        settings.setdefault((record["model"], record["seed"]), set()).add(record["config_hash"])
-        models.setdefault(record["model"], []).append(record)
-    twins = {model for (model, _), hashes in settings.items() if len(hashes) > 1}
-    found: dict[str, list[Record]] = {}
-    for model in sorted(models, key=lambda model: PLACE.get(model, 0)):  # stable
-        for record in models[model]:
-            name = f"{model} ({record['config_hash']})" if model in twins else model
-            found.setdefault(name, []).append(record)
-    return found
+    """Name -> records: a model, and the settings that tell it from others, whichever seeds they are of.
+
+    Where these are not known, by their hash, if one seed has several.
+    """
+    rows = sorted(records, key=lambda row: PLACE.get(row["model"], 0))  # stable
+    hashes: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        if "settings" not in row:
+            hashes.setdefault((row["model"], row["seed"]), set()).add(row["config_hash"])
+    twins = {model for (model, _), each in hashes.items() if len(each) > 1}
+    found: dict[tuple[str, str], list[Record]] = {}
+    for row in rows:
+        model, known = row["model"], row.get("settings")
+        unknown = row["config_hash"] if model in twins else ""
+        variant = unknown if known is None else provenance.variant(known)
+        found.setdefault((model, variant), []).append(row)
+    told = [provenance.words(each) for each in provenance.differing(settings(found.values()))]
+    named = [
+        f"{model} ({words})" if words else model
+        for (model, _), words in zip(found, told, strict=True)
+    ]
+    return {
+        f"{name} ({rows[0]['config_hash']})" if named.count(name) > 1 else name: rows
+        for name, rows in zip(named, found.values(), strict=True)
+    }
+
+
+def settings(found: Iterable[Sequence[Record]]) -> list[dict[str, Any]]:
+    """Of systems; {} where they are not known."""
+    return [rows[0].get("settings", {}) for rows in found]
 
 
 def estimate(records: Iterable[Record]) -> Estimate | None:

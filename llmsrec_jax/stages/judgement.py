@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from llmsrec_jax import cases, evaluate, outcomes, processes, results
+from llmsrec_jax import cases, config, evaluate, outcomes, processes, results
 from llmsrec_jax.checkpoint import Stage, read_json, write_json
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.slices import slices
 from llmsrec_jax.evaluate import Counts, Vectors
 from llmsrec_jax.outcomes import Outcome, Outcomes
+from llmsrec_jax.provenance import Settings
 from llmsrec_jax.results import Record
-from llmsrec_jax.schema import SCHEMA
+from llmsrec_jax.schema import COSINE, COSINE_HIDDEN, SCHEMA
 from llmsrec_jax.stages.entrants import Entrants, Model
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.work import Work
@@ -64,15 +65,19 @@ class Judgement:
         work, dataset, seed = self._work, self._data.dataset, self._work.cfg.seed
         users, candidates = self._data.candidates("test")
         each = {name: self._outcome(name, model) for name, model in models.items()}
-        masks, digest = slices(dataset, "test", users), results.digest(candidates)
+        masks = slices(dataset, "test", users, work.cfg.slices)
+        digest = results.digest(candidates)
         found = Outcomes(users, digest, masks, each)
         found.save(stage.folder / "outcomes.npz")
         rows: list[Record] = []
+        settings: dict[str, Settings] = {}
         for name, model in models.items():
             where = dataset.name, model.trained_on, digest
-            about = results.common(work.cfg, model.settings, *where)
+            used = model.settings | config.subset(work.cfg, results.EVALUATION)
+            about = results.common(work.cfg, used, *where)
+            settings[about["config_hash"]] = used
             rows += found.records(name, work.cfg, {"model": self.names[name], **about})
-        results.merge(stage.folder / "results.json", rows)
+        results.merge(stage.folder / "results.json", rows, settings)
         write_json(stage.folder / "cases.json", cases.collect(found, dataset, self.names, seed))
         return {"users": len(users)}
 
@@ -87,9 +92,9 @@ class Judgement:
             return one
         each = [self._counts(Vectors(user, vectors.item)) for user in model.permuted]
         stacked = {p: _stacked([counts[p] for counts in each]) for p in one.ranks}
-        alike = {"cosine": evaluate.similarity(vectors.user, model.permuted)}
+        alike = {COSINE: evaluate.similarity(vectors.user, model.permuted)}
         if model.alike is not None:
-            alike["cosine_hidden"] = model.alike
+            alike[COSINE_HIDDEN] = model.alike
         return replace(one, permuted=stacked, alike=alike)
 
     def _seen(self, row: int) -> np.ndarray:
@@ -112,11 +117,13 @@ class Judgement:
 
     def _show(self, stage: Stage) -> None:
         work, cfg = self._work, self._work.cfg
-        rows = results.read(stage.folder / "results.json")
+        file = stage.folder / "results.json"
+        rows, used = results.read(file), results.settings(file)
         found = read_json(stage.folder / "cases.json")
         cases.merge(work.workdir / self._cases, found)
         for case in found["cases"][: cfg.evaluate.show_users]:
             work.writer.say(cases.render(case, cfg.prompts.history_len))
-        merged = results.merge(work.workdir / "results.json", rows)
-        work.writer.say(results.tables(merged, rows[-1]))
-        work.writer.say(f"\n{work.workdir / 'results.json'} (--mode=report makes a page of it)")
+        every = work.workdir / "results.json"
+        merged = results.merge(every, rows, used)
+        work.writer.say(results.tables(merged, rows[-1], results.settings(every)))
+        work.writer.say(f"\n{every} (--mode=report makes a page of it)")

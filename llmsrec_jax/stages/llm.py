@@ -107,7 +107,7 @@ class LLMRec:
         auto = work.cfg.llm.item_store == "auto"
         cfg = (self.plan.apply(work.cfg) if auto else work.cfg).llm
         items = self._tokens.builder.items(np.arange(1, self._data.dataset.catalog.size))
-        with work.writer.progress("item prefixes", len(items), unit="items") as bar:
+        with work.writer.progress("item prefixes", len(items), unit="items", compiles=True) as bar:
             return stores.of(cfg, self._backbone, items, work.mesh, bar.update)
 
     @cached_property
@@ -202,7 +202,7 @@ class LLMRec:
         batches = loaders.encoding_batches(
             prompts, cfg.batch, work.devices, cfg.shapes, work.mine, store
         )
-        with work.writer.progress(title, len(prompts), unit="prompts") as bar:
+        with work.writer.progress(title, len(prompts), unit="prompts", compiles=True) as bar:
             parts = (batches, self._encoders[kind], self.frozen, params, work.mesh)
             return evaluate.encode(*parts, len(prompts), bar.update)
 

@@ -13,13 +13,14 @@ from llmsrec_jax import config, evaluate, parallel, results
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.evaluate import Vectors
 from llmsrec_jax.keys import DATA, JUDGED_ELSEWHERE, TEACHER, TOKENS, TRAIN, TRANSFERRED
+from llmsrec_jax.schema import STUDIES
 from llmsrec_jax.stages.entrants import Model
 from llmsrec_jax.stages.judgement import Judgement
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.tokens import Tokens
-from llmsrec_jax.stages.unseen_items import Place, common, embeddings
+from llmsrec_jax.stages.unseen_items import Place, embeddings, known
 from llmsrec_jax.stages.work import Work
 
 
@@ -99,7 +100,7 @@ class Transfer:
         self._there = Place(self.data, there_tokens, Teacher(self.work, self.data))
         self._teacher = VisitingTeacher(teacher, work, self.data, self._table)
         self._reader = VisitingLLM(llm, work, self.data, there_tokens, self._teacher)
-        self.judgement = Judgement(work, self.data, self, "cases_transfer.json")
+        self.judgement = Judgement(work, self.data, self, STUDIES[1])
 
     def prepare(self) -> None:
         """The other data; stops before the long work where they cannot be used."""
@@ -110,14 +111,16 @@ class Transfer:
             raise ValueError(
                 f"the dataset of transfer, where data. is transfer.: {error}"
             ) from error
-        known = len(common(self._home.data.dataset.catalog, self.data.dataset.catalog)[0])
-        of = self.data.dataset.catalog.size - 1
-        self._work.writer.say(f"transfer: {known} of its {of} items are known by key and title")
+        catalog, rule = self.data.dataset.catalog, self._work.cfg.transfer.known
+        count = len(known(self._home.data.dataset, catalog, rule)[0])
+        self._work.writer.say(
+            f"transfer: {count} of its {catalog.size - 1} items are known by key and title (transfer.known={rule})"
+        )
 
     @property
-    def encoded(self) -> bool:
-        """Whether users and items there already are."""
-        return self._reader.vectors_stage.finished
+    def encoding(self) -> Stage:
+        """Of the vectors of users and items there."""
+        return self._reader.vectors_stage
 
     @property
     def trains(self) -> bool:

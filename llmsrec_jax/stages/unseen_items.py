@@ -9,6 +9,7 @@ from flax import nnx
 
 from llmsrec_jax import config
 from llmsrec_jax.data.interactions import Catalog
+from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.models import cf
 from llmsrec_jax.regression import ridge
 from llmsrec_jax.stages.llm import LLMRec
@@ -32,9 +33,20 @@ class Place(NamedTuple):
 def embeddings(home: Place, there: Place, llm: LLMRec, cfg: config.Config) -> np.ndarray:
     """float32 [I, E] of the items there, for a teacher and a model trained at home."""
     made = np.array(WAYS[cfg.transfer.unseen](home, there, llm, cfg), np.float32)
-    ours, theirs = common(home.data.dataset.catalog, there.data.dataset.catalog)
+    ours, theirs = known(home.data.dataset, there.data.dataset.catalog, cfg.transfer.known)
     made[theirs] = home.teacher.items[ours]
     return made
+
+
+def known(home: Dataset, there: Catalog, rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64 [n] at home and there of the items there that the teacher knows; `rule` as transfer.known."""
+    ours, theirs = common(home.catalog, there)
+    keep = {
+        "trained": home.counts[ours] > 0,
+        "catalogue": np.ones(len(ours), bool),
+        "none": np.zeros(len(ours), bool),
+    }[rule]
+    return ours[keep], theirs[keep]
 
 
 def common(one: Catalog, other: Catalog) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +100,7 @@ def _means(place: Place, items: np.ndarray, llm: LLMRec) -> Iterator[tuple[np.nd
         yield rows, total / lengths[:, None]
 
 
-WAYS: dict[str, Callable[[Place, Place, LLMRec, config.Config], np.ndarray]] = {
+WAYS: dict[config.Unseen, Callable[[Place, Place, LLMRec, config.Config], np.ndarray]] = {
     "random": _random,
     "zero": _zero,
     "target": _target,

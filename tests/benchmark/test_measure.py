@@ -84,7 +84,8 @@ def test_an_interruption_loses_nothing_that_was_measured(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--stages=trian"], "should be of peak, data, train"),
+        (["--stages=data,trian"], "'trian' should be of peak, data, train"),
+        (["--stages=trian"], "did you mean train?"),
         (["--vs=jax"], "should be of padded, torch"),
         (["--repeats=0"], "--repeats=0"),
         (["--config.train.lrr=3"], "did you mean train.lr"),

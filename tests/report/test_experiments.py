@@ -105,6 +105,19 @@ def test_of_many_differences_the_detectable_ones_are_told():
     assert text == Text("0 of 13 differences are detectable.")
 
 
+def test_what_several_seeds_say_comes_first():
+    (one,) = made.experiment()["differences"]
+    three = {**{k: v for k, v in one.items() if k != "seed"}, "seeds": [0, 1, 2]}
+    found = made.experiment(overall=[three], differences=[{**one, "seed": s} for s in range(3)])
+    blocks = experiments.section(found, "").blocks
+    (overall,) = [b for b in blocks if isinstance(b, Table) and "over seeds" in b.caption]
+    assert texts(overall)[0][:3] == [
+        *("LLM-SRec", "drops by 6.1% ± 0.8%", "ndcg@10, sampled, seeds 0, 1, 2"),
+    ]
+    (folded,) = [b for b in blocks if isinstance(b, Folded)]
+    assert len(folded.blocks[0].rows) == 3
+
+
 def test_choices_and_figures():
     blocks = experiments.section(made.experiment(), "").blocks
     choices = blocks[-1]

@@ -19,14 +19,15 @@ def test_all_there_is(folder):
     assert found.name == "one" and len(found.records) == len(made.records())
     assert found.cards[0]["users"] == 300 and len(found.log) == 3
     assert [one["experiment"] for one in found.experiments] == ["figure1", "figure4", "table8"]
-    assert found.cases is not None and len(found.cases["cases"]) == 5
+    (study,) = found.cases
+    assert len(study["cases"]) == 5
 
 
 def test_results_alone_are_enough(tmp_path):
     made.save(tmp_path / "results.json", {"schema": 1, "records": []})
     (found,) = reading.read([tmp_path])
     assert (found.records, found.config, found.cards, found.log) == ([], {}, [], [])
-    assert found.cases is None and found.experiments == []
+    assert found.cases == [] and found.experiments == []
 
 
 def test_a_folder_is_read_once_and_namesakes_are_told_apart(folder, tmp_path):
@@ -43,6 +44,9 @@ def test_no_folder():
 def test_no_such_folder(tmp_path):
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         reading.read([tmp_path / "nowhere"])
+    (tmp_path / "shop").mkdir()
+    with pytest.raises(ValueError, match=r"shpo: no such folder \(did you mean .*/shop\?\)"):
+        reading.read([tmp_path / "shpo"])
 
 
 def test_a_folder_without_results_says_what_to_run(tmp_path):

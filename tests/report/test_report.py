@@ -125,6 +125,17 @@ def test_csv(written):
     assert cells[3]["why"] == "needs weights that are not here" and cells[3]["difference"] == ""
 
 
+def test_cases_of_another_dataset(folder, tmp_path):
+    """What was trained in the shop and judged elsewhere has cases of its own, which can be browsed too."""
+    there = made.cases() | {"dataset": "elsewhere", "models": ["teacher", "llm_srec"]}
+    made.save(folder / "cases_transfer.json", there)
+    report.write([folder], tmp_path / "out")
+    text, markdown = ((tmp_path / "out" / name).read_text() for name in ("index.html", "report.md"))
+    assert "<h3>shop, seed 0</h3>" in text and "<h3>elsewhere, seed 0</h3>" in text
+    assert Outline(text).tags.count("script") == 3
+    assert "elsewhere, seed 0: the first 3 of 5 users" in markdown
+
+
 def test_several_folders(folder, tmp_path):
     other = made.make(tmp_path / "two", made.records(1))
     report.write([folder, other], tmp_path / "out")
@@ -146,6 +157,25 @@ def test_other_candidates_and_settings_are_warned_of(folder, tmp_path):
     assert "evaluate.negatives (99 in one, 999 in two)" in text
     for name in ("list0", "other"):
         assert f"<h3>shop, test set, seed 0, candidates {name}</h3>" in text
+
+
+def test_settings_of_each_model_and_experiment(tmp_path):
+    """Of runs of other lengths in one folder: rows say so, and the settings are shown for each of them."""
+    found = [made.record("teacher", 0, 0.1, config_hash="t")]
+    found += [made.record("llm_srec", 0, 0.1, config_hash=key) for key in ("a", "b")]
+    folder = made.make(tmp_path / "one", found)
+    used = {"t": {"data.ties": "random"}}
+    used |= {key: used["t"] | {"train.epochs": n} for key, n in (("a", 1), ("b", 7))}
+    made.save(folder / "results.json", {"schema": 1, "records": found, "settings": used})
+    for name, epochs in (("table8", 1), ("table3", 7)):
+        one = made.experiment(name, config={"train": {"epochs": epochs}})
+        made.save(folder / "experiments" / f"{name}.json", one)
+    report.write([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| llm\\_srec (train.epochs=1) |" in text and "| llm\\_srec (train.epochs=7) |" in text
+    assert "| train.epochs | – | 1 | 7 |" in text and "| data.ties | random |" in text
+    assert "Run with train.epochs=7; other experiments of this report were not." in text
+    assert "settings" not in rows(tmp_path / "out" / "records.csv")[0]
 
 
 def test_results_without_anything_else(tmp_path):

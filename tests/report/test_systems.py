@@ -56,6 +56,15 @@ def test_twins_are_told_apart_by_their_settings():
     assert list(systems.systems(seeds)) == ["a"]
 
 
+def test_seeds_of_other_settings_are_no_seeds_of_one_system():
+    """Seed 1 was trained for longer: no mean over both."""
+    used = [{"seed": 0, "train.epochs": 1}, {"seed": 1, "train.epochs": 9}]
+    rows = [made.record("a", seed, 0.1, settings=used[seed]) for seed in (0, 1)]
+    assert list(systems.systems(rows)) == ["a (train.epochs=1)", "a (train.epochs=9)"]
+    same = [row | {"settings": {"seed": row["seed"], "train.epochs": 1}} for row in rows]
+    assert list(systems.systems(same)) == ["a"]
+
+
 def test_baselines_first_and_the_bound_last():
     rows = [made.record(model, 0, 0.1) for model in ("bayes bound", "x", "teacher", "popularity")]
     assert list(systems.systems(rows)) == ["popularity", "teacher", "x", "bayes bound"]
