@@ -33,6 +33,7 @@ from llmsrec_jax.statistics import (
     LEVEL,
     UNDETECTED,
     Difference,
+    of_one_pair,
     over_seeds,
     paired,
 )
@@ -40,7 +41,6 @@ from llmsrec_jax.writer import Writer, table
 
 DONE, MISSING, OPEN = "done", "missing", "not run"
 BINS = 40  # of a histogram
-ONE_PAIR = "one pair of trainings: training noise unknown"
 
 
 class Cell(NamedTuple):
@@ -289,7 +289,7 @@ class Experimenter:
             about = {"row": who, "what": what, "trainings": self._trainings(first, second)}
             about |= {"metric": second[1].metric, "protocol": second[1].protocol}
             for seed, told in found:
-                words = _of_one(told) if about["trainings"] > 1 else told.words()
+                words = of_one_pair(told) if about["trainings"] > 1 else told.words()
                 each.append(about | {"seed": seed, "difference": told._asdict(), "words": words})
             if len(found) >= FEWEST_SEEDS:
                 seeds, differences = zip(*found, strict=True)
@@ -353,12 +353,6 @@ class Experimenter:
     @property
     def _file(self) -> Path:
         return self.workdir / "experiments" / f"{self.name}.json"
-
-
-def _of_one(told: Difference) -> str:
-    """Of two trainings: another pair would differ otherwise, so nothing is claimed of what users alone would show."""
-    words = told.words()
-    return words if words == UNDETECTED else f"{ONE_PAIR} (of users alone: {words})"
 
 
 def _told(differences: list[dict[str, Any]], overall: list[dict[str, Any]]) -> list[str]:

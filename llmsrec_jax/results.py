@@ -27,12 +27,8 @@ from llmsrec_jax.writer import table
 Record = dict[str, Any]
 Name = tuple[Any, ...]  # of a row of a table: a model, what stands beside it, its config_hash
 SHOWN = ("hr@10", "ndcg@10")
-EVALUATION = (
-    "evaluate.ties",
-    "evaluate.mask_seen",
-    "evaluate.score",
-    "slices",
-)  # every model's numbers
+# what every model's numbers depend on
+EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "slices")
 ALIKE = {COSINE: "user vectors", COSINE_HIDDEN: "h_U"}  # metric -> of what (E9)
 
 

@@ -11,8 +11,10 @@ import numpy as np
 DRAWS = 2000
 UNDETECTED = "no detectable change"
 LEVEL = 0.05  # two-sided, of everything that is called a difference
+ONE_PAIR = "one pair of trainings: training noise unknown"
 FEWEST_SEEDS = 3  # that say something of their spread
 NORMAL = 1.959964  # of a normal distribution, LEVEL is outside ± so many standard deviations
+MANY = 1e4
 CHUNK = 1 << 22  # numbers drawn at once
 
 
@@ -43,6 +45,17 @@ class Difference(NamedTuple):
         if not np.isfinite(self.relative) or 2 * self.relative_se > abs(self.relative):
             return f"{way} by {abs(self.change):.4f}"
         return f"{way} by {abs(self.relative):.1%} ± {self.relative_se:.1%}"
+
+
+def of_one_pair(told: Difference) -> str:
+    """Of two trainings: another pair would differ otherwise, so nothing is claimed of what users alone would show."""
+    words = told.words()
+    return words if words == UNDETECTED else f"{ONE_PAIR} (of users alone: {words})"
+
+
+def claims(words: str) -> bool:
+    """Whether words of this module say that there is a difference."""
+    return words != UNDETECTED and not words.startswith(ONE_PAIR)
 
 
 def paired(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = DRAWS) -> Difference:
@@ -103,7 +116,8 @@ def over_seeds(each: Sequence[Difference]) -> Difference:
     of_seeds = float(change.var(ddof=1)) / n
     variance = of_seeds + float(np.mean((high - low) ** 2)) / (2 * NORMAL) ** 2
     mean, se = float(change.mean()), variance**0.5
-    free = (n - 1) * (variance / of_seeds) ** 2 if of_seeds else np.inf
+    # of so many degrees of freedom it is normal for all that matters
+    free = min((n - 1) * (variance / of_seeds) ** 2, MANY) if of_seeds else MANY
     p = two_sided(abs(mean) / se, free) if se else 1.0 if mean == 0 else 0.0
     p = max(p, 2.0 ** (1 - users.sum()))  # as in `paired`
     reach, first = quantile(free) * se, float(a.mean())
@@ -117,18 +131,20 @@ def over_seeds(each: Sequence[Difference]) -> Difference:
 
 def two_sided(t: float, free: float) -> float:
     """The chance that Student's t with `free` degrees of freedom, at least 2, is at least `t` from 0."""
-    # of t = sqrt(free) tan(x), x has a density as cos(x) ** (free - 1); beyond 1e4 it is normal for all that matters
-    free = min(free, 1e4)
-    x = np.linspace(0.0, np.pi / 2, 20_001)
-    density = np.cos(x) ** (free - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(1 - np.interp(np.arctan(t / free**0.5), x, below) / below[-1])
+    angle, within = _student(free)
+    return float(1 - np.interp(np.arctan(t / free**0.5), angle, within))
 
 
 def quantile(free: float) -> float:
     """What Student's t is beyond, on either side, with chance LEVEL."""
-    low, high = 0.0, 64.0
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if two_sided(middle, free) > LEVEL else (low, middle)
-    return high
+    angle, within = _student(free)
+    return float(np.tan(np.interp(1 - LEVEL, within, angle)) * free**0.5)
+
+
+def _student(free: float) -> tuple[np.ndarray, np.ndarray]:
+    """(angles x, chance that |t| is at most sqrt(free) tan x): of x the density is as cos(x) ** (free - 1)."""
+    # close to 0 where there are many degrees of freedom
+    x = np.pi / 2 * np.linspace(0.0, 1.0, 4001) ** 2
+    density = np.cos(x) ** (free - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))])
+    return x, below / below[-1]

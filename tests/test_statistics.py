@@ -84,17 +84,19 @@ def test_few_users_prove_nothing(users, least):
 
 def test_students_t():
     """Quantiles of printed tables."""
-    for free, wanted in ((2, 4.3027), (5, 2.5706), (30, 2.0423), (1e9, 1.96)):
+    for free, wanted in ((2, 4.3027), (5, 2.5706), (30, 2.0423), (1e4, 1.96)):
         assert statistics.quantile(free) == pytest.approx(wanted, abs=5e-4)
         assert statistics.two_sided(wanted, free) == pytest.approx(0.05, abs=1e-4)
     assert statistics.two_sided(0.0, 7.3) == 1.0
 
 
-def pair(rng, training: float, effect: float = 0.0, users: int = 400) -> statistics.Difference:
-    """Of one seed: each training moves all its users together by a chance of its own, of that standard deviation."""
-    base = rng.random(users)
-    moved = [rng.normal(0, training) + rng.normal(0, 0.1, users) for _ in range(2)]
-    return statistics.paired(base + moved[0], base + moved[1] + effect, draws=300)
+def seed(change: float, of_users: float) -> statistics.Difference:
+    """What the bootstrap says of one seed: a change, and its standard error over users."""
+    reach = statistics.NORMAL * of_users
+    p = 0.01 if abs(change) > reach else 0.5
+    return statistics.Difference(
+        1.0, 1 + change, change, change - reach, change + reach, p, change, of_users, 400
+    )
 
 
 def test_seeds_by_hand():
@@ -107,32 +109,47 @@ def test_seeds_by_hand():
     assert np.isnan(found.relative) and found.words() == "no detectable change"
 
 
-def test_training_noise_is_no_difference():
-    """Users alone call most pairs of equal trainings different; three seeds do not, and find a real effect."""
-    rng = np.random.default_rng(0)
-    seeds = [[pair(rng, 0.05) for _ in range(3)] for _ in range(200)]
-    single = np.mean([one.detected for each in seeds for one in each])
-    assert single > 0.5
-    assert np.mean([statistics.over_seeds(each).detected for each in seeds]) < 0.1
-    real = [
-        statistics.over_seeds([pair(rng, 0.005, -0.1) for _ in range(3)]).words() for _ in range(20)
-    ]
-    assert all(words.startswith("drops by ") for words in real)
+@pytest.mark.parametrize("of_users", [0.0, 0.01, 0.05])
+def test_training_noise_is_no_difference(of_users):
+    """Three seeds keep the error rate, however much of the chance is that of users; one pair of trainings does not."""
+    rng, noise = np.random.default_rng(0), 0.02
+    drawn = rng.normal(0, np.hypot(noise, of_users), (2000, 3))  # seeds with users of their own
+    seeds = [[seed(change, of_users) for change in changes] for changes in drawn]
+    found = [statistics.over_seeds(each).detected for each in seeds]
+    assert np.mean(found) < 0.065  # 0.05 + 3 standard errors
+    if of_users < noise:
+        assert np.mean([one.detected for each in seeds for one in each]) > 0.3
 
 
 def test_seeds_that_share_their_users_are_no_proof_by_numbers():
     """Trainings that hardly differ: the same users three times are worth those users once."""
-    rng, false = np.random.default_rng(1), 0
-    for _ in range(200):
-        first, second = (
-            rng.random(100),
-            rng.random(100),
-        )  # no difference but by chance of these users
-        each = [
-            statistics.paired(first, second + rng.normal(0, 1e-3, 100), draws=300) for _ in range(3)
-        ]
-        false += statistics.over_seeds(each).detected
-    assert false / 200 < 0.1
+    rng, of_users = np.random.default_rng(1), 0.02
+    shared = rng.normal(0, of_users, 2000)
+    found = [
+        statistics.over_seeds([seed(change + rng.normal(0, 1e-3), of_users) for _ in range(3)])
+        for change in shared
+    ]
+    assert np.mean([one.detected for one in found]) < 0.065
+
+
+def test_a_real_effect_is_found():
+    rng = np.random.default_rng(2)
+    found = [
+        statistics.over_seeds([seed(rng.normal(-0.1, 0.01), 0.005) for _ in range(3)])
+        for _ in range(500)
+    ]
+    assert np.mean([one.words().startswith("drops by ") for one in found]) > 0.95
+
+
+def test_one_pair_of_trainings_claims_nothing():
+    clear = statistics.paired(np.full(99, 0.5), np.full(99, 0.25))
+    assert statistics.claims(clear.words())
+    words = statistics.of_one_pair(clear)
+    assert not statistics.claims(words) and words.endswith(
+        "(of users alone: drops by 50.0% ± 0.0%)"
+    )
+    same = statistics.paired(np.ones(9), np.ones(9))
+    assert statistics.of_one_pair(same) == same.words() and not statistics.claims(same.words())
 
 
 def test_seeds_that_do_not_differ_at_all():

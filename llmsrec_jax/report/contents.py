@@ -152,9 +152,8 @@ def _used(folder: Folder) -> dict[str, Mapping[str, str]]:
     """Name -> settings that its numbers depend on; of older results those of the folder's last run."""
     found = systems.systems(folder.records)
     known = dict(zip(found, systems.settings(found.values()), strict=True))
-    told: dict[str, Mapping[str, str]] = {
-        name: {k: str(v) for k, v in each.items()} for name, each in known.items() if each
-    }
+    told: dict[str, Mapping[str, str]]
+    told = {name: {k: str(v) for k, v in each.items()} for name, each in known.items() if each}
     return told or ({"last run": _flat(folder.config)} if folder.config else {})
 
 

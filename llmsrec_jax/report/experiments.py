@@ -18,7 +18,7 @@ from llmsrec_jax.report.document import (
 )
 from llmsrec_jax.report.kinds import RANKINGS, Kind, joined, kind, parts, usual
 from llmsrec_jax.report.systems import Estimate, seeds_words, spread_words
-from llmsrec_jax.statistics import UNDETECTED
+from llmsrec_jax.statistics import ONE_PAIR, claims
 
 Experiment = dict[str, Any]
 OF_USERS = "paired bootstrap over users"
@@ -123,15 +123,19 @@ def apart(ours: float, paper: float) -> str:
 
 
 def compared(changes: Sequence[dict[str, Any]], chance: str = OF_USERS) -> list[Block]:
-    """The differences; of many, those that are more than chance in a sentence, and all of them on demand."""
+    """The differences; of many, those that are claimed in a sentence, and all of them on demand."""
     table = differences(changes, chance)
     if len(changes) <= FEW:
         return [table]
-    detected = [row for row in table.rows if row[1].text != UNDETECTED]
+    detected = [row for row in table.rows if claims(row[1].text)]
+    unknown = sum(row[1].text.startswith(ONE_PAIR) for row in table.rows)
     each = [joined((row[0].text, *(cell.text for cell in row[2:-4]))) for row in detected]
     listed = "; ".join(f"{what}: {row[1].text}" for what, row in zip(each, detected, strict=True))
     text = f"{len(detected)} of {len(changes)} differences are detectable"
-    return [Text(f"{text}: {listed}." if listed else f"{text}."), Folded("Differences", [table])]
+    text += f": {listed}." if listed else "."
+    if unknown:
+        text += f" {unknown} more are of {ONE_PAIR}."
+    return [Text(text), Folded("Differences", [table])]
 
 
 def differences(changes: Sequence[dict[str, Any]], chance: str = OF_USERS) -> Table:

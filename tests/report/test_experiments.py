@@ -103,6 +103,10 @@ def test_of_many_differences_the_detectable_ones_are_told():
     assert isinstance(folded, Folded) and len(folded.blocks[0].rows) == 13
     text, _ = experiments.compared([nothing] * 13)
     assert text == Text("0 of 13 differences are detectable.")
+    clear = statistics.paired(np.ones(9), np.full(9, 0.5))
+    pair = {**one, "words": statistics.of_one_pair(clear)}
+    text, _ = experiments.compared([nothing] * 12 + [pair])
+    assert text == Text(f"0 of 13 differences are detectable. 1 more are of {statistics.ONE_PAIR}.")
 
 
 def test_what_several_seeds_say_comes_first():
