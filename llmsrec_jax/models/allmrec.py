@@ -4,7 +4,7 @@ Two autoencoders, of the frozen teacher's item embeddings and of a text encoder'
 what the first one decodes must still recommend. Stage 2's prompts hold its middles, `item_repr`.
 
 Differences from the authors' code: the text encoder is frozen, where theirs trains along (so the vectors are made once); a batch is
-one step, where theirs steps every 60 samples and never clears the gradients in between. The losses are theirs, term by term:
+one step, where theirs takes one per 60 samples of it and never clears the gradients in between. The losses are theirs, term by term:
 dot products and squares are means over dimensions, positive and negative items are added, not averaged.
 """
 

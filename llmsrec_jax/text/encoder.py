@@ -18,7 +18,7 @@ from llmsrec_jax.text.model import Encoder, vectors
 from llmsrec_jax.text.tokens import Tokenizer
 
 WIDTHS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens; longer ones double
-TOKENS = 2048  # places in a batch
+TOKENS = 512  # places in a batch: more make no place cheaper on a CPU, and leave more of the last batches empty
 
 
 class Encoded(NamedTuple):
