@@ -65,3 +65,11 @@ class SequenceBatch(NamedTuple):
     history: Array  # int32 [B, L]; HIDDEN where an item is to be guessed
     positive: Array  # int32 [B, L] the next item, or the hidden one; 0 = nothing to learn there
     negative: Array  # int32 [B, L, negatives per position]
+
+
+class AlignBatch(NamedTuple):
+    """One training step of A-LLMRec's stage 1: a user's last training item, and one that it never took."""
+
+    cf_user_repr: Array  # float32 [B, E] frozen teacher's user representation, of what came before
+    positive: Array  # int32 [B]; 0 = no sample
+    negative: Array  # int32 [B]

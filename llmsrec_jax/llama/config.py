@@ -5,11 +5,12 @@
 
 import difflib
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from llmsrec_jax import hf_folder
 
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*_map.json"]
 RANDOM = "random:"
@@ -87,15 +88,7 @@ def from_hf(folder: str | Path) -> LlamaConfig:
 
     Raises ValueError naming file and field for anything that is not a plain LlamaForCausalLM.
     """
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"no config.json in {folder}: not a Hugging Face model folder")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{file}: not a JSON object")
+    raw, file = hf_folder.config(folder)
     _refuse_foreign(raw, file)
     try:
         d, heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])

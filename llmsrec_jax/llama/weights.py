@@ -5,9 +5,7 @@ model about once. The lm_head is never read: retrieval needs none.
 """
 
 import dataclasses
-import json
 import math
-import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmsrec_jax import hf_folder
 from llmsrec_jax.llama import quant
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.model import Llama, shapes
@@ -51,7 +50,6 @@ IGNORED = r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 # 12-token title in 60 % of cases, 10 % by chance; size toy). Queries keep their scale: trained slots and Out tokens can then
 # choose what is attended to, and so learn what came last.
 GAINS = {"down": 0.3}
-DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def chosen(word: str) -> str:
@@ -86,16 +84,20 @@ def load(
     """
     folder = Path(folder)
     weights = {}
+    slots = _slots(cfg)
     with ExitStack() as stack:
-        readers = {file: _open(file, stack) for file in _files(folder)}
-        found = _match(readers, cfg, folder)
+        readers = hf_folder.open_tensors(folder, stack)
+        want = {tensor: slot.shape for tensor, slot in slots.items()}
+        model = f"{cfg.layers} layers of a plain LlamaForCausalLM"
+        files = hf_folder.match(readers, want, IGNORED, model, folder)
         # largest first: host and device both hold an array while little else is there yet
         for name, shape in sorted(shapes(cfg).items(), key=lambda item: -math.prod(item[1])):
             array = _empty(shape, _host_dtype(name, dtype, mode))
-            for tensor, (slot, file) in found.items():
+            for tensor, slot in slots.items():
                 if slot.rule.name == name:
                     target = array if slot.row is None else array[slot.row]
-                    _fill(target, readers[file].get_tensor(tensor), slot.rule.inputs)
+                    source = readers[files[tensor]].get_tensor(tensor)
+                    _fill(target, source, slot.rule.inputs)
             try:
                 weights[name] = sharding.place(name, _rounded(name, array, mode))
             except ValueError as error:
@@ -152,74 +154,6 @@ def _fill_normal(array: np.ndarray, seed: list[int], std: float) -> None:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(fill, range(0, len(rows), block)))
-
-
-def _files(folder: Path) -> list[Path]:
-    """The safetensors of a folder: those of its index, else model.safetensors, else all of them."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: damaged ({error!r}); download it again") from None
-        for name in names:
-            if not (folder / name).is_file():
-                raise ValueError(f"{index} lists {name}, which is not there; download it again")
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
-    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"no safetensors in {folder}: convert the weights (.bin, .pth) first")
-    return files
-
-
-def _open(file: Path, stack: ExitStack) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return stack.enter_context(safe_open(file, framework="np"))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file}: damaged or incomplete safetensors ({error}); download it again"
-        ) from None
-
-
-def _match(
-    readers: dict[Path, Any], cfg: LlamaConfig, folder: Path
-) -> dict[str, tuple[_Slot, Path]]:
-    """Checks names, shapes and dtypes of all tensors from the headers alone, before any weight is read."""
-    want = _slots(cfg)
-    found: dict[str, tuple[_Slot, Path]] = {}
-    for file, reader in readers.items():
-        for tensor in reader.keys():
-            if re.fullmatch(IGNORED, tensor):
-                continue
-            if tensor not in want:
-                raise ValueError(
-                    f"{file}: unexpected tensor {tensor}; config.json describes {cfg.layers} layers "
-                    "of a plain LlamaForCausalLM"
-                )
-            view = reader.get_slice(tensor)
-            shape, slot = tuple(view.get_shape()), want[tensor]
-            if shape != slot.shape:
-                raise ValueError(
-                    f"{file}: tensor {tensor} has shape {list(shape)}, config.json asks for {list(slot.shape)}"
-                )
-            if view.get_dtype() not in DTYPES:
-                raise ValueError(
-                    f"{file}: tensor {tensor} is {view.get_dtype()}; quantised weights are not supported"
-                )
-            found[tensor] = slot, file
-    missing = [tensor for tensor in want if tensor not in found]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(
-            f"{folder}: tensor {missing[0]} {list(want[missing[0]].shape)}{more} is missing from "
-            f"{', '.join(file.name for file in readers)}"
-        )
-    return found
 
 
 def _slots(cfg: LlamaConfig) -> dict[str, _Slot]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from llmsrec_jax import hf_folder
 from llmsrec_jax.data.interactions import Catalog, offsets_of
 from llmsrec_jax.prompts import sentencepiece
 from llmsrec_jax.prompts.templates import DAY_MS, SPECIAL, Template, template
@@ -59,13 +60,11 @@ class Tokenizer:
         Raises:
           ValueError: none of them is there, or it cannot be read.
         """
-        from tokenizers import Tokenizer as Backend
-
         path = Path(folder) / "tokenizer.json"
         if not path.is_file() and path.with_name("tokenizer.model").is_file():
             return cls(sentencepiece.backend(path.with_name("tokenizer.model")))
         try:
-            return cls(Backend.from_file(str(path)) if path.is_file() else _converted(path.parent))
+            return cls(hf_folder.tokenizer(folder))
         except Exception as error:  # the libraries raise nothing more special
             raise ValueError(
                 f"no readable tokenizer in {folder} ({error}); "
@@ -153,13 +152,6 @@ class Tokenizer:
         backend = Backend.from_str(self._json)
         backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
         return backend
-
-
-def _converted(folder: Path) -> Any:
-    """tokenizers.Tokenizer of any other format (vocab.json and merges.txt, ..)."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
