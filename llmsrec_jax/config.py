@@ -104,6 +104,24 @@ class LLM:
 
 
 @dataclass
+class Lora:
+    """Low-rank updates of the backbone's products, W x + alpha / rank * B A x, which train with the heads (TALLRec's, CoLLM's)."""
+
+    rank: int = 0  # of A and B; 0 = none, the backbone stays as it is
+    alpha: float = 16.0
+    dropout: float = 0.05  # of what A reads, in training
+    # products that have one, by Hugging Face's names
+    targets: tuple[
+        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
+    ] = ("q_proj", "v_proj")
+
+    @property
+    def trains(self) -> bool:
+        """Then nothing that the backbone computes is constant while training."""
+        return self.rank > 0
+
+
+@dataclass
 class Prompts:
     # the authors' code | Table 2 (b) as printed (D18)
     wording: Literal["reference", "paper"] = "reference"
@@ -233,6 +251,7 @@ class Config:
     data: Data = field(default_factory=Data)
     teacher: Teacher = field(default_factory=Teacher)
     llm: LLM = field(default_factory=LLM)
+    lora: Lora = field(default_factory=Lora)
     prompts: Prompts = field(default_factory=Prompts)
     head: Head = field(default_factory=Head)
     distill: Distill = field(default_factory=Distill)
@@ -329,7 +348,8 @@ def typed(name: str, value: Any, declared: Any) -> Any:
     if get_origin(declared) is tuple:
         kind = get_args(declared)[0]
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{name}={value!r}: must be a list of {kind.__name__}")
+            what = getattr(kind, "__name__", "") or " | ".join(get_args(kind))
+            raise ValueError(f"{name}={value!r}: must be a list of {what}")
         return tuple(typed(name, v, kind) for v in value)
     if declared is float and type(value) is int:
         return float(value)

@@ -61,6 +61,8 @@ def run(
         raise ValueError(
             f"--vs compares equal results, llm.quant={cfg.llm.quant!r} has others: leave one out"
         )
+    if options.vs and cfg.lora.trains:
+        raise ValueError("--vs knows no LoRA: leave out lora.rank")
     if options.vs and cfg.llm.item_store_dtype != "auto":
         raise ValueError(
             f"--vs compares equal results, llm.item_store_dtype={cfg.llm.item_store_dtype!r} may have others: leave one out"

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from llmsrec_jax.llama import attention
+from llmsrec_jax.llama.adapters import widths
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.model import shapes
 from llmsrec_jax.llama.sharding import RULES, TENSOR
@@ -108,6 +109,14 @@ class Footprint:
         at_work = max(at_work, self._forward(one.prefixes, one.prefix)) + self._cut_out
         masks = FP32 * sum(pairs)
         return self._keys(one.prefix) + (cfg.layers - 1) * every + masks + at_work
+
+    def lora(self, one: Pass, names: Sequence[str], rank: int, remat: str) -> int:
+        """On top of `training`: what A reads with some of it dropped, of the widest, and A x of every layer."""
+        inputs = [math.prod(widths(self.cfg, name)[0]) for name in names]
+        at_work = (2 * self._b + FP32) * max(inputs)
+        low = FP32 * rank * len(names)
+        every = {"names": low, "inputs": 0, "none": low + (self._b + 1) * sum(inputs)}[remat]
+        return one.live * ((self.cfg.layers - 1) * every + at_work)
 
     def forward(self, one: Pass) -> int:
         """Of prefixes, then tails, without a backward pass."""
