@@ -205,7 +205,8 @@ class Job:
         activations = self._llm.training(one, remat)
         if lora.trains:
             names = [TARGETS[target] for target in lora.targets]
-            activations += self._llm.lora(one, names, lora.rank, remat)
+            dropped = lora.dropout > 0
+            activations += self._llm.lora(one, names, lora.rank, dropped=dropped, remat=remat)
         return self._gradients + projected + activations
 
     def _told(self, step: plan.StepShape) -> int:

@@ -30,6 +30,7 @@ from llmsrec_jax.llama.sharding import RULES, TENSOR
 from llmsrec_jax.llama.weights import INPUTS
 
 FP32, INT8 = 4, 1
+MASK = 3 * FP32  # of a number that may be dropped: random bits, as they are made
 PER_PAIR = 2 * FP32  # of logits at work: themselves and their exponentials, or their gradients
 Grid = tuple[int, int, int]  # rows, prefix, live
 
@@ -110,13 +111,16 @@ class Footprint:
         masks = FP32 * sum(pairs)
         return self._keys(one.prefix) + (cfg.layers - 1) * every + masks + at_work
 
-    def lora(self, one: Pass, names: Sequence[str], rank: int, remat: str) -> int:
-        """On top of `training`: what A reads with some of it dropped, of the widest, and A x of every layer."""
+    def lora(
+        self, one: Pass, names: Sequence[str], rank: int, *, dropped: bool, remat: str
+    ) -> int:
+        """On top of `training`: A x of every layer, the gradient of the widest input, and what drops a part of all inputs."""
         inputs = [math.prod(widths(self.cfg, name)[0]) for name in names]
-        at_work = (2 * self._b + FP32) * max(inputs)
-        low = FP32 * rank * len(names)
-        every = {"names": low, "inputs": 0, "none": low + (self._b + 1) * sum(inputs)}[remat]
-        return one.live * ((self.cfg.layers - 1) * every + at_work)
+        masks = (MASK + self._b) * sum(inputs) * dropped
+        at_work = self._b * max(inputs) + masks
+        every = {"names": FP32 * rank * len(names), "inputs": 0}
+        every["none"] = every["names"] + masks
+        return one.live * ((self.cfg.layers - 1) * every[remat] + at_work)
 
     def forward(self, one: Pass) -> int:
         """Of prefixes, then tails, without a backward pass."""

@@ -1,18 +1,17 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) as one more kind of weight: W x + alpha / rank * B A x, of which A and B train.
 
 As in Hugging Face's peft: dropout is put to the x of A alone, A and B are kept in float32. They are rounded to the dtype of x
-for the products, whose sums are in float32. With B = 0 what comes out is W x to the last bit.
+for the products, whose sums are in float32. With B = 0 what comes out is W x to the last bit (int8: up to its last rounding).
 """
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
-
-from llmsrec_jax.llama.quant import Quantised
 
 # Hugging Face's name of a product -> ours
 TARGETS = {f"{name}_proj": name for name in ("q", "k", "v", "o", "gate", "up", "down")}
@@ -24,7 +23,7 @@ LOW = "low"  # name of A x, which is kept for the backward pass
 class Lora:
     """`base` and what is added to it, of one layer or (with a layer axis in front of all arrays) of all."""
 
-    base: Array | Quantised | None  # None: not yet put together
+    base: Any  # an array or quantised; None: not yet put to it
     a: Float[Array, "*layers_inputs_rank"]
     b: Float[Array, "*layers_rank_outputs"]
     key: Array | None  # of dropout; None = nothing is dropped

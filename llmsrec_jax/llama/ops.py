@@ -11,9 +11,7 @@ from llmsrec_jax.llama.lora import Lora
 from llmsrec_jax.llama.quant import Quantised
 
 
-def linear(
-    x: Float[Array, "..."], weight: Array | Quantised | Lora | None, inputs: int = 1
-) -> Array:
+def linear(x: Float[Array, "..."], weight: Array | Quantised | Lora, inputs: int = 1) -> Array:
     """The last `inputs` axes of x against the first ones of the weight: every product with a weight is here."""
     if isinstance(weight, Lora):
         return lora.add(linear(x, weight.base, inputs), x, weight, inputs)
