@@ -348,7 +348,7 @@ def typed(name: str, value: Any, declared: Any) -> Any:
     if get_origin(declared) is tuple:
         kind = get_args(declared)[0]
         if not isinstance(value, list | tuple):
-            what = getattr(kind, "__name__", "") or " | ".join(get_args(kind))
+            what = ", ".join(get_args(kind)) or kind.__name__
             raise ValueError(f"{name}={value!r}: must be a list of {what}")
         return tuple(typed(name, v, kind) for v in value)
     if declared is float and type(value) is int:

@@ -16,10 +16,14 @@ Record = dict[str, Any]
 SHOWN = ("hr@10", "ndcg@10")
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
 ALIKE = {"cosine": "user vectors", "cosine_hidden": "h_U"}  # metric -> of what (E9)
-VARIANTS = {  # (setting, value) -> words (Tables 11, 12, Fig. 7)
+VARIANTS = {  # (setting, value) -> words (Tables 2, 11, 12, Fig. 7)
+    # titles
     ("prompts.user_repr", True): "user representation",
     ("distill.type", "contrastive"): "contrastive",
     ("train.targets", "all"): "auto-regressive",
+}
+SYSTEMS = {  # name -> as which variant of LLM-SRec the paper has it (2.1, Table 2)
+    "tallrec": {"llm_srec w/o distill, uniformity", "titles only", "LoRA"},
 }
 
 
@@ -38,6 +42,10 @@ def label(cfg: config.Config) -> str:
     name = "llm_srec" + (f" w/o {', '.join(off)}" if off else "")
     values = {setting: value for setting, value, _ in config.flatten(cfg)}
     others = [words for (setting, value), words in VARIANTS.items() if values[setting] == value]
+    others += ["LoRA"] if cfg.lora.trains else []
+    for system, parts in SYSTEMS.items():
+        if {name, *others} >= parts:
+            name, others = system, [words for words in others if words not in parts]
     return trained(", ".join([name, *others]), cfg)
 
 

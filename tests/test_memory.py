@@ -111,9 +111,13 @@ class Case:
         {**SHORT, "prompts.user_repr": True, "train.targets": "all", "train.parts": 2},
         {**SHORT, "llm.remat": "inputs", "train.parts": 2, "llm.item_store": "hbm"},
         {**SHORT, "lora.rank": 8},
-        pytest.param({**SHORT, **EVERY, "llm.remat": "none"}, marks=pytest.mark.slow),
-        pytest.param({**EVERY, "llm.remat": "inputs", "train.parts": 2}, marks=pytest.mark.slow),
-        pytest.param({**EVERY, "lora.dropout": 0.0}, marks=pytest.mark.slow),
+        pytest.param({**SHORT, "lora.rank": 8, "llm.remat": "none"}, marks=pytest.mark.slow),
+        pytest.param(
+            {**SHORT, "lora.rank": 8, "llm.remat": "inputs", "train.parts": 2},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({**SHORT, **EVERY}, marks=pytest.mark.slow),
+        pytest.param({**SHORT, **EVERY, "lora.dropout": 0.0}, marks=pytest.mark.slow),
         pytest.param({**SHORT, "llm.remat": "none"}, marks=pytest.mark.slow),
         pytest.param(
             {**SHORT, "mesh.devices": 4, "mesh.fsdp": 2, "mesh.tensor": 2}, marks=pytest.mark.slow

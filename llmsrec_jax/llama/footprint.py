@@ -111,16 +111,16 @@ class Footprint:
         masks = FP32 * sum(pairs)
         return self._keys(one.prefix) + (cfg.layers - 1) * every + masks + at_work
 
-    def lora(
-        self, one: Pass, names: Sequence[str], rank: int, *, dropped: bool, remat: str
-    ) -> int:
-        """On top of `training`: A x of every layer, the gradient of the widest input, and what drops a part of all inputs."""
-        inputs = [math.prod(widths(self.cfg, name)[0]) for name in names]
-        masks = (MASK + self._b) * sum(inputs) * dropped
-        at_work = self._b * max(inputs) + masks
-        every = {"names": FP32 * rank * len(names), "inputs": 0}
-        every["none"] = every["names"] + masks
-        return one.live * ((self.cfg.layers - 1) * every[remat] + at_work)
+    def lora(self, one: Pass, names: Sequence[str], rank: int, *, dropped: bool, remat: str) -> int:
+        """On top of `training`: A x of every layer, the gradient of the widest input, and what drops a part of all inputs.
+
+        With remat=none, what is dropped and what is left of the inputs is kept of every layer instead.
+        """
+        inputs, b = [math.prod(widths(self.cfg, name)[0]) for name in names], self._b
+        may_drop, low = sum(inputs) * dropped, FP32 * rank * len(names)
+        every = {"none": low + (1 + b) * may_drop, "names": low, "inputs": 0}[remat]
+        masks = 0 if remat == "none" else (MASK + b) * may_drop
+        return one.live * ((self.cfg.layers - 1) * every + b * max(inputs) + masks)
 
     def forward(self, one: Pass) -> int:
         """Of prefixes, then tails, without a backward pass."""
