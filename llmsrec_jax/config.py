@@ -125,6 +125,9 @@ class Lora:
 class Prompts:
     # the authors' code | Table 2 (b) as printed (D18)
     wording: Literal["reference", "paper"] = "reference"
+    # an item's title is followed by its embedding, a token that f_I, a projector, makes of the teacher's: Table 2 (b), (c);
+    # without it prompts are text alone: (a)
+    item_repr: bool = True
     # user prompts open with the teacher's user vector, which f_U, one more projector, makes a token of: Table 2 (c), E19
     user_repr: bool = False
     history_len: int = 10  # items in a user prompt (D17)
@@ -277,6 +280,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.exclude": "history",
         "evaluate.max_users": 10_000,
         "evaluate.validation_users": 10_000,
+    },
+    # TALLRec as the paper adapts it (2.1, Table 2 (a)): titles alone, LoRA, and no loss but that of retrieval (S8)
+    "tallrec": {
+        "prompts.item_repr": False,
+        "lora.rank": 8,
+        "lora.alpha": 16.0,
+        "lora.dropout": 0.05,
+        "lora.targets": ("q_proj", "v_proj"),
+        "distill.weight": 0.0,
+        "uniformity.weight": 0.0,
     },
     "retrieval_only": {"distill.weight": 0.0, "uniformity.weight": 0.0},  # Table 8, row (a)
     "llama-3.2-1b": {"llm.path": "meta-llama/Llama-3.2-1B-Instruct"},

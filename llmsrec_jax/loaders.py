@@ -217,7 +217,8 @@ class LLMBatches:
     ) -> PromptBatch:
         users = _groups(prompts, rows, shape.users)
         items = _groups(self.items, item_rows, shape.items)
-        slots = len(rows) * self.cfg.prompts.history_len + len(item_rows)
+        cfg = self.cfg.prompts
+        slots = (len(rows) * cfg.history_len + len(item_rows)) * cfg.item_repr
         live = shape.user_tokens.live + shape.item_tokens.live
         prefix = shape.user_tokens.prefix
         if self.store is None:

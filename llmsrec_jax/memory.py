@@ -164,7 +164,7 @@ class Job:
         """Bytes of everything that trains."""
         widths, head = (self.cfg.teacher.d, self.llama.d), self.cfg.head
         variant = llm4rec.variant(self.cfg, self.llama)
-        options = (*widths, *astuple(head), self.cfg.prompts.user_repr, *astuple(self.cfg.lora))
+        options = (*widths, *map(astuple, (head, self.cfg.prompts, self.cfg.lora)))
         if options not in self._planned:
             new = lambda: llm4rec.LLMSRec(*widths, head, (0.0, 1.0), nnx.Rngs(params=0), *variant)
             params = jax.tree.leaves(nnx.state(nnx.eval_shape(new)))
@@ -199,7 +199,9 @@ class Job:
             step.user_tokens.live + step.item_tokens.live,
         )
         users, items = (sum(grid.rows for grid in kind) for kind in (step.users, step.items))
-        slots = users * (self.cfg.prompts.history_len + self.cfg.prompts.user_repr) + items
+        prompts = self.cfg.prompts
+        slots = (users * prompts.history_len + items) * prompts.item_repr
+        slots += users * prompts.user_repr
         projected = PROJECTED * slots * self.llama.d * FP32
         lora, remat = self.cfg.lora, self.cfg.llm.remat
         activations = self._llm.training(one, remat)

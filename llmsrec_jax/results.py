@@ -17,7 +17,7 @@ SHOWN = ("hr@10", "ndcg@10")
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score")  # every model's numbers
 ALIKE = {"cosine": "user vectors", "cosine_hidden": "h_U"}  # metric -> of what (E9)
 VARIANTS = {  # (setting, value) -> words (Tables 2, 11, 12, Fig. 7)
-    # titles
+    ("prompts.item_repr", False): "titles only",
     ("prompts.user_repr", True): "user representation",
     ("distill.type", "contrastive"): "contrastive",
     ("train.targets", "all"): "auto-regressive",

@@ -25,6 +25,7 @@ class LLMSRec(nnx.Module):
     """The trainable part: f_I, f_user, f_item, f_CF-user and the two Out tokens (22,797,056 numbers at D = 3072).
 
     And f_U, where prompts tell the teacher's user representation (E19); and A and B of the backbone, where it has LoRA (S8).
+    Without f_I, where prompts are titles alone.
     """
 
     def __init__(
@@ -36,19 +37,19 @@ class LLMSRec(nnx.Module):
         rngs: nnx.Rngs,
         user_repr: bool = False,
         lora: tuple[config.Lora, LlamaConfig] | None = None,
+        item_repr: bool = True,
     ):
         """lora: with the shape of the backbone."""
         mean, std = embedding_moments
-        self.item_projector = Head(d_cf, d_llm, d_llm, "leaky_relu", True, rngs)
+        projector = lambda: Head(d_cf, d_llm, d_llm, "leaky_relu", True, rngs)
+        self.item_projector = projector() if item_repr else None
         self.user_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
         self.item_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
         self.cf_user_head = Head(d_cf, head.dim, head.dim, "gelu", True, rngs)
         token = lambda: nnx.Param(mean + std * jax.random.normal(rngs.params(), (d_llm,)))
         self.user_out, self.item_out = token(), token()
         # the last draws: without them the others are the same
-        self.user_projector = (
-            Head(d_cf, d_llm, d_llm, "leaky_relu", True, rngs) if user_repr else None
-        )
+        self.user_projector = projector() if user_repr else None
         self.lora = None if lora is None else Adapters(*lora, rngs)
 
     def added(self, key: Array | None = None) -> Added:
@@ -66,9 +67,10 @@ def new(cfg: config.Config, llama: Llama, rngs: nnx.Rngs) -> LLMSRec:
 
 def variant(
     cfg: config.Config, llama: LlamaConfig
-) -> tuple[bool, tuple[config.Lora, LlamaConfig] | None]:
+) -> tuple[bool, tuple[config.Lora, LlamaConfig] | None, bool]:
     """What else trains, as LLMSRec takes it."""
-    return cfg.prompts.user_repr, (cfg.lora, llama) if cfg.lora.trains else None
+    lora = (cfg.lora, llama) if cfg.lora.trains else None
+    return cfg.prompts.user_repr, lora, cfg.prompts.item_repr
 
 
 class Frozen(NamedTuple):
@@ -85,15 +87,21 @@ def _tail(
 ) -> Float[Array, "A D"]:
     """Embeddings of the live tails: tokens from the table, slots from the trainables."""
     x_AD = llama.embed(prompts.ids)
-    slots_SD = model.item_projector(cf_items_IE[prompts.slot_item])
+    slots = {}  # kind -> their embeddings; history slots come first
+    if len(prompts.slot_item):
+        if model.item_projector is None:
+            raise ValueError("prompts with item embeddings, and no projector of them")
+        slots[HISTORY] = model.item_projector(cf_items_IE[prompts.slot_item])
     if prompts.cf_user_repr is not None:
         if model.user_projector is None:
             raise ValueError("prompts with a user representation, and no projector of it")
-        slots_SD = jnp.concatenate([slots_SD, model.user_projector(prompts.cf_user_repr)])
-    slots_AD = axes.permute(slots_SD.astype(x_AD.dtype), prompts.slot, prompts.slot_at)
-    fills = {HISTORY: slots_AD, USER_OUT: model.user_out[...], ITEM_OUT: model.item_out[...]}
-    if prompts.cf_user_repr is not None:
-        fills[USER_REPR] = slots_AD
+        slots[USER_REPR] = model.user_projector(prompts.cf_user_repr)
+    fills: dict[int, Array] = {}
+    if slots:
+        slots_SD = jnp.concatenate([*slots.values()]).astype(x_AD.dtype)
+        slots_AD = axes.permute(slots_SD, prompts.slot, prompts.slot_at)
+        fills = dict.fromkeys(slots, slots_AD)
+    fills |= {USER_OUT: model.user_out[...], ITEM_OUT: model.item_out[...]}
     for kind, values in fills.items():
         x_AD = jnp.where((prompts.kind == kind)[:, None], values.astype(x_AD.dtype), x_AD)
     return x_AD
