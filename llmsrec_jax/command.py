@@ -8,12 +8,26 @@ from typing import Any, Literal, NoReturn, cast
 
 from absl import flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from llmsrec_jax import config, rules
+
+
+class _Listed(tuple_parser.TupleParser):
+    """Of words as of numbers, without quotes: a,b."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        parse = super().parse
+        values = parse(argument)
+        if len(values) == 1 and isinstance(values[0], str):
+            return tuple(value for word in values[0].split(",") for value in parse(word))
+        return values
+
 
 FLAGS = flags.FLAGS
 FLAGS.verbosity = logging.WARNING  # unless given: absl would show the remarks of libraries
 config_flags.register_flag_parser_for_type(cast(Any, Literal), flags.ArgumentParser())
+config_flags.register_flag_parser_for_type(tuple, _Listed())
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:WORD,WORD]")
 DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 

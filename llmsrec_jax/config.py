@@ -128,9 +128,30 @@ class LLM:
 
 
 @dataclass
+class Lora:
+    """Low-rank updates of the backbone's products, W x + alpha / rank * B A x, which train with the heads (TALLRec's, CoLLM's)."""
+
+    rank: int = 0  # of A and B; 0 = none, the backbone stays as it is
+    alpha: float = 16.0
+    dropout: float = 0.05  # of what A reads, in training
+    # products that have one, by Hugging Face's names
+    targets: tuple[
+        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
+    ] = ("q_proj", "v_proj")
+
+    @property
+    def trains(self) -> bool:
+        """Then nothing that the backbone computes is constant while training."""
+        return self.rank > 0
+
+
+@dataclass
 class Prompts:
     # the authors' code | Table 2 (b) as printed (D18)
     wording: Literal["reference", "paper"] = "reference"
+    # an item's title is followed by its embedding, a token that f_I, a projector, makes of the teacher's: Table 2 (b), (c);
+    # without it prompts are text alone: (a)
+    item_repr: bool = True
     # user prompts open with the teacher's user vector, which f_U, one more projector, makes a token of: Table 2 (c), E19
     user_repr: bool = False
     history_len: int = 10  # items in a user prompt (D17)
@@ -281,6 +302,7 @@ class Config:
     data: Data = field(default_factory=Data)
     teacher: Teacher = field(default_factory=Teacher)
     llm: LLM = field(default_factory=LLM)
+    lora: Lora = field(default_factory=Lora)
     prompts: Prompts = field(default_factory=Prompts)
     head: Head = field(default_factory=Head)
     distill: Distill = field(default_factory=Distill)
@@ -307,6 +329,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.exclude": "history",
         "evaluate.max_users": 10_000,
         "evaluate.validation_users": 10_000,
+    },
+    # TALLRec as the paper adapts it (2.1, Table 2 (a)): titles alone, LoRA, and no loss but that of retrieval (S8)
+    "tallrec": {
+        "prompts.item_repr": False,
+        "lora.rank": 8,
+        "lora.alpha": 16.0,
+        "lora.dropout": 0.05,
+        "lora.targets": ("q_proj", "v_proj"),
+        "distill.weight": 0.0,
+        "uniformity.weight": 0.0,
     },
     "retrieval_only": {"distill.weight": 0.0, "uniformity.weight": 0.0},  # Table 8, row (a)
     # other teachers, with RecBole's settings (S3-S5); each is also a system of its own (--mode=teacher)
@@ -398,7 +430,8 @@ def typed(name: str, value: Any, declared: Any) -> Any:
     if get_origin(declared) is tuple:
         kind = get_args(declared)[0]
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{name}={value!r}: must be a list of {kind.__name__}")
+            what = ", ".join(get_args(kind)) or kind.__name__
+            raise ValueError(f"{name}={value!r}: must be a list of {what}")
         return tuple(typed(name, v, kind) for v in value)
     if declared is float and type(value) is int:
         return float(value)

@@ -15,11 +15,14 @@ CANDIDATES = {  # split -> fields of its candidates
     "test": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.max_users"),
 }
 TEACHER = (*CANDIDATES["valid"], "order.train", "teacher", "evaluate.ties")
-TOKENS = (*DATA, "llm.path", "llm.revision", "llm.tokenizer", "prompts.wording")
+TOKENS = (
+    *(*DATA, "llm.path", "llm.revision", "llm.tokenizer"),
+    *("prompts.wording", "prompts.item_repr"),
+)
 TRAIN = (
     *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype", "llm.quant"),
     "llm.item_store_dtype",
-    *("prompts", "head", "distill", "uniformity", "evaluate.score"),
+    *("lora", "prompts", "head", "distill", "uniformity", "evaluate.score"),
     *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),
     *("train.negatives", "train.exclude", "train.validations_per_epoch", "train.patience"),
     *("train.metric", "train.max_users", "train.targets"),
@@ -49,6 +52,10 @@ class Keys:
     def __call__(self, names: tuple[str, ...]) -> dict[str, Any]:
         """{setting: value}; a path counts as what is in its files, so a moved file is the same and a changed one is not."""
         values = config.subset(self._cfg, names)
+        unsaid = () if self._cfg.lora.trains else ("lora.",)
+        unsaid += ("prompts.item_repr",) if self._cfg.prompts.item_repr else ()
+        # settings of what is not there: keys are as if there were no such settings
+        values = {name: one for name, one in values.items() if not name.startswith(unsaid)}
         for name in values.keys() & _CONTENT.keys():
             if name not in self._contents:
                 self._contents[name] = _CONTENT[name](self, values[name])

@@ -169,8 +169,9 @@ class LLMBatches:
         self.parts = parts_of(self.rows, cfg.train.parts or 1)  # 0: nothing has planned it
         self.cf_user_repr, self.targets = cf_user_repr, samples.targets
         self.items = builder.items(np.arange(1, samples.dataset.catalog.size))
-        self.user_lengths = builder.user_lengths(samples)
-        self.item_lengths = self.items.prefix_len, self.items.live_lengths
+        of_items = self.items.prefix_len, self.items.live_lengths
+        self.user_lengths = plan.in_training(builder.user_lengths(samples), cfg.lora)
+        self.item_lengths = plan.in_training(of_items, cfg.lora)
         rows = self.rows // self.parts
         self.shapes = plan.plan_steps(
             *(self.user_lengths, self.item_lengths, (rows, rows * (1 + cfg.train.negatives))),
@@ -233,7 +234,8 @@ class LLMBatches:
     ) -> PromptBatch:
         users = _groups(prompts, rows, shape.users)
         items = _groups(self.items, item_rows, shape.items)
-        slots = len(rows) * self.cfg.prompts.history_len + len(item_rows)
+        cfg = self.cfg.prompts
+        slots = (len(rows) * cfg.history_len + len(item_rows)) * cfg.item_repr
         live = shape.user_tokens.live + shape.item_tokens.live
         prefix = shape.user_tokens.prefix
         if self.store is None:

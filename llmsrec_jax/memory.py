@@ -19,6 +19,7 @@ from llmsrec_jax import config, parallel, processes, rules, stores
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.footprint import Footprint, Pass
+from llmsrec_jax.llama.lora import TARGETS
 from llmsrec_jax.llama.sharding import FSDP, TENSOR
 from llmsrec_jax.llama.weights import compute_dtype
 from llmsrec_jax.models import llm4rec
@@ -66,8 +67,8 @@ class Job:
 
     cfg: config.Config
     llama: LlamaConfig
-    users: plan.Lengths  # of all training prompts
-    items: plan.Lengths  # of the whole catalogue
+    users: plan.Lengths  # of all training prompts, as they are encoded
+    items: plan.Lengths  # of the whole catalogue, alike
     devices: int
     batch: int  # samples per step, over all devices
     steps: int  # 0: training is over, vectors are still to be made
@@ -162,10 +163,10 @@ class Job:
     def _gradients(self) -> int:
         """Bytes of everything that trains."""
         widths, head = (self.cfg.teacher.d, self.llama.d), self.cfg.head
-        told = self.cfg.prompts.user_repr
-        options = (*widths, *astuple(head), told)
+        variant = llm4rec.variant(self.cfg, self.llama)
+        options = (*widths, *map(astuple, (head, self.cfg.prompts, self.cfg.lora)))
         if options not in self._planned:
-            new = lambda: llm4rec.LLMSRec(*widths, head, (0.0, 1.0), nnx.Rngs(params=0), told)
+            new = lambda: llm4rec.LLMSRec(*widths, head, (0.0, 1.0), nnx.Rngs(params=0), *variant)
             params = jax.tree.leaves(nnx.state(nnx.eval_shape(new)))
             self._planned[options] = FP32 * sum(math.prod(x.shape) for x in params)
         return self._planned[options]
@@ -179,9 +180,11 @@ class Job:
         cfg, seed, rows = self.cfg.train, self.cfg.seed, self.rows // parts
         passes = min(PASSES, max(self.steps, 1) * self.devices * parts)
         kept = store != "recompute"
-        options = (rows, cfg.negatives, cfg.length_groups, cfg.shapes, passes, kept)
+        lora = self.cfg.lora
+        options = (rows, cfg.negatives, cfg.length_groups, cfg.shapes, passes, kept, lora.trains)
         if options not in self._planned:
-            lengths = self.users, self.items, (rows, rows * (1 + cfg.negatives))
+            users, items = (plan.in_training(each, lora) for each in (self.users, self.items))
+            lengths = users, items, (rows, rows * (1 + cfg.negatives))
             found = plan.plan_steps(*lengths, cfg.length_groups, cfg.shapes, seed, kept)
             self._planned[options] = plan.met(found, *lengths, passes, seed), found[-1]
         return self._planned[options]
@@ -196,9 +199,17 @@ class Job:
             step.user_tokens.live + step.item_tokens.live,
         )
         users, items = (sum(grid.rows for grid in kind) for kind in (step.users, step.items))
-        slots = users * (self.cfg.prompts.history_len + self.cfg.prompts.user_repr) + items
+        prompts = self.cfg.prompts
+        slots = (users * prompts.history_len + items) * prompts.item_repr
+        slots += users * prompts.user_repr
         projected = PROJECTED * slots * self.llama.d * FP32
-        return self._gradients + projected + self._llm.training(one, self.cfg.llm.remat)
+        lora, remat = self.cfg.lora, self.cfg.llm.remat
+        activations = self._llm.training(one, remat)
+        if lora.trains:
+            names = [TARGETS[target] for target in lora.targets]
+            dropped = lora.dropout > 0
+            activations += self._llm.lora(one, names, lora.rank, dropped=dropped, remat=remat)
+        return self._gradients + projected + activations
 
     def _told(self, step: plan.StepShape) -> int:
         """Bytes of the teacher's user vectors in a part's prompts."""

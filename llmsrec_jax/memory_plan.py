@@ -111,6 +111,8 @@ def _stores(job: Job, limit: int | None, host: int | None) -> list[str]:
     llm, mesh = job.cfg.llm, job.cfg.mesh
     if llm.item_store != "auto":
         return [llm.item_store]
+    if job.cfg.lora.trains:  # and changes all keys and values with every step
+        return ["recompute"]
     roomy = host is not None and job.prefixes <= HOST_SHARE * host
     kept = ["hbm", "host"] if roomy else ["hbm"]
     if llm.item_store_dtype != "auto":  # rounded: those that are computed again are other ones

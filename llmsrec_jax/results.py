@@ -30,6 +30,9 @@ SHOWN = ("hr@10", "ndcg@10")
 # what every model's numbers depend on
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "slices")
 ALIKE = {COSINE: "user vectors", COSINE_HIDDEN: "h_U"}  # metric -> of what (E9)
+SYSTEMS = {  # name -> as which variant of LLM-SRec the paper has it (2.1, Table 2)
+    "tallrec": {"llm_srec w/o distill, uniformity", "titles only", "LoRA"},
+}
 
 
 def trained(name: str, cfg: config.Config) -> str:
@@ -45,10 +48,13 @@ def label(cfg: config.Config) -> str:
         if weight == 0
     ]
     name = "llm_srec" + (f" w/o {', '.join(off)}" if off else "")
-    others = [name, *_words(cfg, VARIANTS)]
+    others = _words(cfg, VARIANTS) + ["LoRA"] * cfg.lora.trains
+    for system, parts in SYSTEMS.items():
+        if {name, *others} >= parts:
+            name, others = system, [words for words in others if words not in parts]
     if told := _words(cfg, TEACHERS):
         others.append(" ".join(["teacher", *told]))
-    return trained(", ".join(others), cfg)
+    return trained(", ".join([name, *others]), cfg)
 
 
 def teacher(cfg: config.Config) -> str:

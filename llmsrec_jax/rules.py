@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 
-from llmsrec_jax.config import Config, Data, Teacher, Transfer, closest, flatten, typed
+from llmsrec_jax.config import Config, Data, Lora, Teacher, Transfer, closest, flatten, typed
 
 # What a number may be; every number of the tree is in exactly one row (a test checks it).
 RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
@@ -19,7 +19,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
                 "order.permutations",
                 "mesh.devices",
             ),
-            *("train.parts", "mesh.memory_gib"),
+            *("train.parts", "mesh.memory_gib", "lora.rank"),
         ),
     ),
     "at least 1": (
@@ -37,7 +37,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     ),
     "above 0": (
         lambda v: v > 0,
-        ("teacher.lr", "distill.temperature", "uniformity.temperature", "train.lr"),
+        (
+            *("teacher.lr", "distill.temperature", "uniformity.temperature", "train.lr"),
+            "lora.alpha",
+        ),
     ),
     "above 0 and at most 1": (
         lambda v: 0 < v <= 1,
@@ -52,7 +55,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "above 0 and at most 0.5": (lambda v: 0 < v <= 0.5, ("slices.item_share",)),
     "at least 0 and below 1": (
         lambda v: 0 <= v < 1,
-        ("teacher.dropout", "teacher.b2", "train.b2"),
+        ("teacher.dropout", "teacher.b2", "train.b2", "lora.dropout"),
     ),
 }
 
@@ -83,6 +86,7 @@ def validate(config: Config) -> None:
     _check_source(config.data, config.transfer)
     _check_transfer(config.transfer)
     _check_metrics(config)
+    _check_lora(config)
     _check_teacher(config.teacher)
     llm, rounded = config.llm, config.llm.item_store_dtype != "auto"
     if llm.revision and llm.path.startswith("random:"):
@@ -134,6 +138,25 @@ def _check_teacher(teacher: Teacher) -> None:
     dilations = teacher.nextitnet.dilations
     if not dilations or min(dilations) < 1:
         raise ValueError(f"teacher.nextitnet.dilations={dilations}: must be numbers of at least 1")
+
+
+def _check_lora(config: Config) -> None:
+    lora, store = config.lora, config.llm.item_store
+    if not lora.trains:
+        for name, value, _ in flatten(lora, "lora."):
+            if value != getattr(Lora(), name.removeprefix("lora.")):
+                raise ValueError(
+                    f"{name}={value} asks for LoRA, and lora.rank=0 is none: give a rank"
+                )
+        return
+    if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+        raise ValueError(f"lora.targets={lora.targets}: must be different products, at least one")
+    if store in ("hbm", "host"):
+        raise ValueError(
+            f"llm.item_store={store} keeps what lora.rank={lora.rank} changes with every step: use recompute"
+        )
+    if config.llm.item_store_dtype != "auto":
+        raise ValueError("llm.item_store_dtype: with LoRA nothing is stored")
 
 
 def _check_metrics(config: Config) -> None:

@@ -10,6 +10,7 @@ POPULARITY, TEACHER, BOUND = "popularity", "teacher", "bayes bound"
 PLACE = {POPULARITY: -2, TEACHER: -1, BOUND: 1}  # in tables: baselines first, the bound last
 FLOOR_AND_BOUND = (POPULARITY, BOUND)  # no models of a user
 VARIANTS = {  # (setting, value) -> words in a model's name (Tables 11, 12, Fig. 7)
+    ("prompts.item_repr", False): "titles only",
     ("prompts.user_repr", True): "user representation",
     ("distill.type", "contrastive"): "contrastive",
     ("train.targets", "all"): "auto-regressive",

@@ -49,6 +49,12 @@ def _apply(state: State, grads: Any, b2: float) -> State:
     return State(params, opt, state.step + 1, state.lr)
 
 
+def _dropout_key(key: jax.Array, state: State, axis: str | tuple[str, ...] | None) -> jax.Array:
+    """Of this step, whatever came before it, and of this device."""
+    key = jax.random.fold_in(key, state.step)
+    return key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
+
+
 def llm_step(
     frozen: llm4rec.Frozen,
     state: State,
@@ -60,12 +66,13 @@ def llm_step(
     axis: str | tuple[str, ...] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One Adam step of LLM-SRec on the global batch (Eq. 4, S1)."""
+    key = None if frozen.key is None else _dropout_key(frozen.key, state, axis)
 
     def share(params):
         return llm4rec.loss(
             nnx.merge(model, params),
             nnx.merge(llama, frozen.llama),
-            *(batch, frozen, cfg, axis),
+            *(batch, frozen, cfg, axis, key),
         )
 
     grads, terms = jax.grad(share, has_aux=True)(state.params)
@@ -84,9 +91,7 @@ def teacher_step(
     axis: str | tuple[str, ...] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One Adam step of a CF-SRec (S2-S5). `frozen` is the dropout key; groups of one batch share one mean."""
-    key = jax.random.fold_in(frozen, state.step)
-    if axis is not None:
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+    key = _dropout_key(frozen, state, axis)
 
     def share(params):
         return cf.loss(nnx.merge(model, params), batch, cfg.teacher.loss, key, axis)

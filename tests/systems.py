@@ -109,10 +109,10 @@ def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
     tokenizer = Tokenizer.train(texts, 400)
     tokens = ItemTokens.build(tokenizer, made.catalog, cfg.prompts.wording, progress=iter)
     llama = weights.random(llama_config.size("tiny"), 0, jnp.float32, tokenizer.vocab_size)
-    width = llama.cfg.d
+    shape = llama.cfg
     llama, llama_state = nnx.split(llama)
-    sizes, rngs = (cfg.teacher.d, width, cfg.head, (0.0, 0.2)), nnx.Rngs(params=0)
-    model = llm4rec.LLMSRec(*sizes, rngs, cfg.prompts.user_repr)
+    sizes, rngs = (cfg.teacher.d, shape.d, cfg.head, (0.0, 0.2)), nnx.Rngs(params=0)
+    model = llm4rec.LLMSRec(*sizes, rngs, *llm4rec.variant(cfg, shape))
     model, params = nnx.split(model)
     rng = np.random.default_rng(cfg.seed)
     draw = lambda rows: rng.normal(size=(rows, cfg.teacher.d)).astype(np.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmsrec_jax import config, rules
+from llmsrec_jax.keys import TRAIN, Keys
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 AMAZON = {"electronics", "scientific", "movies", "cds"}
@@ -62,6 +63,8 @@ def test_apply_changes_a_copy_and_converts_only_what_is_exact():
         ),
         ("evaluate.ks", 10, "must be a list of int"),
         ("evaluate.ks", (1, 2.5), "evaluate.ks=2.5: must be of type int"),
+        ("lora.targets", ("q_proj", "vproj"), "lora.targets='vproj': must be one of .*mean v_proj"),
+        ("lora.targets", "q_proj", "must be a list of q_proj, k_proj"),
     ],
 )
 def test_apply_refuses(name, value, message):
@@ -97,6 +100,25 @@ def test_apply_refuses(name, value, message):
         (
             {"llm.item_store": "auto", "llm.item_store_dtype": "int8", "mesh.tensor": 2},
             "auto needs whole keys",
+        ),
+        ({"lora.rank": -1}, "lora.rank=-1: must be at least 0"),
+        ({"lora.rank": 2, "lora.alpha": 0.0}, "lora.alpha=0.0: must be above 0"),
+        ({"lora.rank": 2, "lora.dropout": 1.0}, "lora.dropout=1.0: must be at least 0 and below 1"),
+        ({"lora.rank": 2, "lora.dropout": -0.1}, "lora.dropout=-0.1: must be at least 0 and below"),
+        ({"lora.rank": 2, "lora.targets": ()}, r"lora.targets=\(\): must be different products"),
+        ({"lora.rank": 2, "lora.targets": ("q_proj",) * 2}, "must be different products"),
+        ({"lora.alpha": 32.0}, "lora.alpha=32.0 asks for LoRA, and lora.rank=0 is none"),
+        (
+            {"lora.targets": ("o_proj",)},
+            r"lora.targets=\('o_proj',\) asks for LoRA, and lora.rank=0",
+        ),
+        (
+            {"lora.rank": 2, "llm.item_store": "hbm"},
+            "item_store=hbm keeps what lora.rank=2 changes with every step: use recompute",
+        ),
+        (
+            {"lora.rank": 2, "llm.item_store": "auto", "llm.item_store_dtype": "int8"},
+            "with LoRA nothing is stored",
         ),
         ({"mesh.memory_gib": -1.0}, "mesh.memory_gib=-1.0: must be at least 0"),
         ({"data.source": "files"}, "data.files.interactions is empty: name your files with"),
@@ -169,6 +191,14 @@ def test_key_depends_on_the_named_settings_alone():
     assert key(cfg, "train.batch") == key(other, "train.batch")
     text = '{"uniformity.log": false, "uniformity.temperature": 2.0, "uniformity.weight": 1.0}'
     assert key(cfg, "uniformity") == hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def test_keys_know_of_lora_only_where_it_trains():
+    """So that what was made before it existed is still known by its key."""
+    of = lambda changes: Keys(config.apply(config.Config(), changes))(TRAIN)
+    assert not [name for name in of({}) if name.startswith("lora.")]
+    first, other = of({"lora.rank": 8}), of({"lora.rank": 8, "lora.dropout": 0.0})
+    assert first["lora.rank"] == 8 and first != other
 
 
 def test_subset_refuses_a_name_of_nothing():

@@ -78,7 +78,7 @@ FILES = {
         ([f"--config={SHOP}", "--config.evaluate.ks=1,5"], "10 is not in evaluate.ks=(1, 5)"),
         (
             [f"--config={SHOP}", "--config.evaluate.ks=1,x"],
-            "evaluate.ks='1,x': must be of type int",
+            "evaluate.ks='x': must be of type int",
         ),
         ([f"--config={SHOP}", "--config.teacher.d=-1"], "teacher.d=-1: must be at least 1"),
         ([f"--config={SHOP}", "--mode=al"], "--mode=al: value should be one of <run|prepare|"),

@@ -15,6 +15,7 @@ from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.kv import KV
+from llmsrec_jax.llama.lora import TARGETS
 from llmsrec_jax.llama.model import Llama, shapes
 from llmsrec_jax.llama.quant import Quantised
 from llmsrec_jax.llama.sharding import Sharding
@@ -34,6 +35,7 @@ SETTINGS: dict[str, Any] = {
     "mesh.devices": 1,
 }
 SHORT = {"prompts.history_len": 2}  # no tail long enough for attention row by row
+EVERY = {"lora.rank": 16, "lora.targets": tuple(TARGETS)}
 Shape = jax.ShapeDtypeStruct
 
 
@@ -82,7 +84,7 @@ class Case:
         llama, frozen = abstract_llama(self.cfg.llm, self.mesh.weights)
         new = lambda: llm4rec.LLMSRec(
             *(self.cfg.teacher.d, BACKBONE.d, self.cfg.head, (0.0, 1.0), nnx.Rngs(params=0)),
-            self.cfg.prompts.user_repr,
+            *llm4rec.variant(self.cfg, BACKBONE),
         )
         model, params = nnx.split(nnx.eval_shape(new))
         state = jax.eval_shape(lambda params: train.init_state(params, 1e-4, 0.98), params)
@@ -90,7 +92,8 @@ class Case:
         rows, items, candidates = (each[0] for each in self.batches.members(0))
         batch = self.batches._shard(rows, items, candidates, self.batches.shapes[-1])
         batch = jax.tree.map(lambda x: Shape((self.mesh.parts, *x.shape), x.dtype), batch)
-        frozen = llm4rec.Frozen(frozen, self.items, self.kept)
+        key = jax.eval_shape(lambda: jax.random.key(0)) if self.cfg.lora.trains else None
+        frozen = llm4rec.Frozen(frozen, self.items, self.kept, key)
         program = parallel.train_wrapper(step, self.mesh).lower(frozen, state, batch).compile()
         account = program.memory_analysis()
         sizes = account.argument_size_in_bytes + account.temp_size_in_bytes
@@ -107,6 +110,14 @@ class Case:
         {**SHORT, "llm.quant": "w8"},
         {**SHORT, "prompts.user_repr": True, "train.targets": "all", "train.parts": 2},
         {**SHORT, "llm.remat": "inputs", "train.parts": 2, "llm.item_store": "hbm"},
+        {**SHORT, "lora.rank": 8},
+        pytest.param({**SHORT, "lora.rank": 8, "llm.remat": "none"}, marks=pytest.mark.slow),
+        pytest.param(
+            {**SHORT, "lora.rank": 8, "llm.remat": "inputs", "train.parts": 2},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({**SHORT, **EVERY}, marks=pytest.mark.slow),
+        pytest.param({**SHORT, **EVERY, "lora.dropout": 0.0}, marks=pytest.mark.slow),
         pytest.param({**SHORT, "llm.remat": "none"}, marks=pytest.mark.slow),
         pytest.param(
             {**SHORT, "mesh.devices": 4, "mesh.fsdp": 2, "mesh.tensor": 2}, marks=pytest.mark.slow

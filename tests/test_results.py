@@ -70,6 +70,14 @@ def test_permuted_histories_are_told_by_settings_only_where_these_tell_rows_apar
         ({"distill.weight": 0.0, "uniformity.weight": 0.0}, "llm_srec w/o distill, uniformity"),
         ({"distill.type": "contrastive"}, "llm_srec, contrastive"),
         ({"prompts.user_repr": True}, "llm_srec, user representation"),
+        ({"lora.rank": 4}, "llm_srec, LoRA"),
+        ({"prompts.item_repr": False}, "llm_srec, titles only"),
+        (config.PRESETS["tallrec"], "tallrec"),
+        ({**config.PRESETS["tallrec"], "train.targets": "all"}, "tallrec, auto-regressive"),
+        (
+            {**config.PRESETS["tallrec"], "distill.weight": 1.0, "order.train": "shuffled"},
+            "llm_srec w/o uniformity, titles only, LoRA, shuffled training",
+        ),
         (
             {"uniformity.weight": 0.0, "train.targets": "all", "order.train": "shuffled"},
             "llm_srec w/o uniformity, auto-regressive, shuffled training",

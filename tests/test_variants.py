@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import pipeline
+from llmsrec_jax.checkpoint import Checkpoints
 from llmsrec_jax.data import storage
 from llmsrec_jax.keys import VECTORS
 from llmsrec_jax.writer import Writer, read_log
-from tests.systems import named, relative_error, tiny
+from tests.systems import named, records, relative_error, tiny
+
+
+class Killed(Exception):
+    """Stands for a kill."""
 
 
 def test_every_position_is_a_target(copy, finished):
@@ -77,3 +82,38 @@ def test_what_the_teacher_makes_of_a_history_is_told(copy):
     for file, arrays in zip(files, before, strict=True):
         for name, values in storage.read_arrays(file).items():
             assert relative_error(values, arrays[name]) < 1e-6
+
+
+def test_lora_trains_goes_on_and_is_evaluated(copy, monkeypatch):
+    """On the data, teacher and tokens of the run without; killed and gone on with, the parameters of a run that was not."""
+    cfg = {"lora.rank": 2, "llm.item_store": "auto", "train.save_every_s": 0.0}
+    cfg = tiny({**cfg, "llm.dtype": "fp32"})
+
+    def run() -> pipeline.Run:
+        return pipeline.Run(cfg, copy, Writer(copy))
+
+    pipeline.run(cfg, copy)
+    whole = named(run().llm._params)
+    assert run().llm.store is None and run().llm.frozen.items is None
+    for stage, count in (("data", 1), ("teacher", 1), ("tokens", 1), ("checkpoints", 2)):
+        assert len(list((copy / stage).iterdir())) == count, stage
+    names = {row["model"] for row in records(copy)}
+    assert {"llm_srec", "llm_srec, LoRA"} <= names
+    assert np.any(whole["lora.b.q"]) and whole["lora.a.v"].shape == (3, 32, 2)
+    assert not [name for name in whole if name.startswith("layers")]
+    shutil.rmtree(run().llm._stage.folder)
+    save, seen = Checkpoints.save, []
+
+    def once(self, step, *rest):
+        save(self, step, *rest)
+        seen.append(step)
+        if len(seen) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", once)
+        with pytest.raises(Killed):
+            pipeline.run(cfg, copy, "train")
+    pipeline.run(cfg, copy, "train")
+    for name, values in named(run().llm._params).items():
+        np.testing.assert_array_equal(values, whole[name])

@@ -16,7 +16,7 @@ from llmsrec_jax import config
 from llmsrec_jax.data.interactions import Catalog, UserSequences, offsets_of
 from llmsrec_jax.data.splits import Dataset, prepare
 from llmsrec_jax.prompts.prompts import PromptBuilder
-from llmsrec_jax.prompts.templates import DAY_MS
+from llmsrec_jax.prompts.templates import DAY_MS, named
 from llmsrec_jax.prompts.tokens import ItemTokens
 
 SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
@@ -159,6 +159,7 @@ class Made:
         offsets = offsets_of(np.concatenate([[1], np.maximum(lengths, 1)]))  # the pad has one too
         ids = rng.integers(self.vocab, size=offsets[-1]).astype(np.int32)
         tokenizer = Tokens(self.vocab)
-        key = {"tokenizer": tokenizer.fingerprint, "wording": self.prompts.wording}
+        wording = named(self.prompts.wording, self.prompts.item_repr)
+        key = {"tokenizer": tokenizer.fingerprint, "wording": wording}
         tokens = ItemTokens(ids, offsets, True, key)
         return PromptBuilder(cast(Any, tokenizer), tokens, self.dataset.catalog, self.prompts)

@@ -57,10 +57,14 @@ def run(
     parallel.keep_memory()
     if "torch" in options.vs and cfg.prompts.user_repr:
         raise ValueError("--vs=torch knows no user vector in prompts: leave out prompts.user_repr")
+    if "torch" in options.vs and not cfg.prompts.item_repr:
+        raise ValueError("--vs=torch knows no prompts of titles alone: leave out prompts.item_repr")
     if options.vs and cfg.llm.quant != "none":
         raise ValueError(
             f"--vs compares equal results, llm.quant={cfg.llm.quant!r} has others: leave one out"
         )
+    if options.vs and cfg.lora.trains:
+        raise ValueError("--vs knows no LoRA: leave out lora.rank")
     if options.vs and cfg.llm.item_store_dtype != "auto":
         raise ValueError(
             f"--vs compares equal results, llm.item_store_dtype={cfg.llm.item_store_dtype!r} may have others: leave one out"

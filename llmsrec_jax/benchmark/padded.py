@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmsrec_jax.batch import Flat, LLMBatch
-from llmsrec_jax.llama.model import LAYER_WEIGHTS, Llama, shapes
+from llmsrec_jax.llama.model import LAYER_WEIGHTS, NOTHING, Added, Llama, shapes
 from llmsrec_jax.loaders import LLMBatches, among
 from llmsrec_jax.prompts import layout
 from llmsrec_jax.prompts.prompts import Prompts
@@ -21,12 +21,19 @@ class PaddedLlama(Llama):
     """Every layer at every position, layers recomputed in the backward pass: the usual way to fit a long batch."""
 
     def extend(
-        self, x_AD: Any, flat: Flat, past: Any, out: Sequence[Any], *, remat: str = "inputs"
+        self,
+        x_AD: Any,
+        flat: Flat,
+        past: Any,
+        out: Sequence[Any],
+        *,
+        remat: str = "inputs",
+        added: Added = NOTHING,
     ) -> jax.Array:
         """Of one width for each kind of prompt, so that all positions are read grid by grid."""
         rows = lambda grid: jnp.broadcast_to(jnp.arange(grid.at.shape[1]), grid.at.shape)
         read, begin = [], 0
-        flattened = super()._read(x_AD, flat, past, [rows(g) for g in flat.grids], "inputs")
+        flattened = super()._read(x_AD, flat, past, [rows(g) for g in flat.grids], "inputs", added)
         for grid, at in zip(flat.grids, out, strict=True):
             n, width = grid.at.shape
             h_BTD = flattened[begin : begin + n * width].reshape(n, width, -1)

@@ -110,7 +110,9 @@ class System:
     def frozen(self) -> llm4rec.Frozen:
         cf_items = parallel.replicate(self.cf_items, self.mesh)
         kept = None if self.store is None else self.store.resident
-        return llm4rec.Frozen(nnx.split(self.backbone)[1], cf_items, kept)
+        key = jax.random.key(self.cfg.seed) if self.cfg.lora.trains else None
+        key = parallel.replicate(key, self.mesh)
+        return llm4rec.Frozen(nnx.split(self.backbone)[1], cf_items, kept, key)
 
     @cached_property
     def model(self) -> tuple[nnx.GraphDef, nnx.State]:

@@ -77,13 +77,14 @@ def works(system: System, sizes: work.Sizes, shape: made.Shape) -> Works:
     builder, dataset, cfg = data.builder, data.dataset, system.cfg
     samples = Samples.of(dataset, dataset.eligible("train"), cfg.train.targets)
     lengths = builder.user_lengths(samples)
-    slots = np.minimum(samples.lengths, cfg.prompts.history_len) + cfg.prompts.user_repr
+    prompts = cfg.prompts
+    slots = np.minimum(samples.lengths, prompts.history_len) * prompts.item_repr + prompts.user_repr
     items = builder.items(np.arange(1, dataset.catalog.size))
     each = items.prefix_len.astype(np.int64), items.live_lengths
     candidates = len(samples) * (1 + cfg.train.negatives) / len(items)
     training = sizes.prompts(*lengths, float(slots.sum()), training=True) + sizes.prompts(
-        *each, len(items), training=True
+        *each, len(items) * prompts.item_repr, training=True
     ).scaled(candidates)
     evaluated = dataset.eligible("test")[:INFERRED_USERS]
-    prompts = builder.users(dataset.inputs("test", evaluated), system.told(len(evaluated)))
-    return Works(training, sizes.encoding(prompts), sizes.encoding(items))
+    users = builder.users(dataset.inputs("test", evaluated), system.told(len(evaluated)))
+    return Works(training, sizes.encoding(users), sizes.encoding(items))

@@ -11,7 +11,9 @@ from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_REPR, SequenceBatch
 from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.llama import flops
 from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.llama.lora import TARGETS
 from llmsrec_jax.models import cf
+from llmsrec_jax.prompts import plan
 from llmsrec_jax.prompts.prompts import Prompts
 
 TRAINED = 3  # forward, backward to inputs, backward to weights
@@ -53,7 +55,7 @@ class Sizes:
     """Which operations a configuration needs per prompt."""
 
     def __init__(self, cfg: config.Config, llama: LlamaConfig):
-        self.llama = llama
+        self.llama, self._lora = llama, cfg.lora
         self._keeps_items = cfg.llm.item_store != "recompute"
         self._slot = _head(cfg.teacher.d, llama.d, llama.d)
         self._head = _head(llama.d, cfg.head.hidden, cfg.head.dim)
@@ -69,14 +71,20 @@ class Sizes:
     ) -> Work:
         """Of prompts with these lengths (int [n] each) and this many slots to project in all; `kept`: no prefix to compute."""
         llama, total = self.llama, prefix + live
+        if training:
+            prefix, live = plan.in_training((prefix, live), self._lora)
         heads = (TRAINED if training else 1) * (slots * self._slot + len(live) * self._head)
         useful = flops.prefill(llama, np.where(kept, 0, prefix))
         useful += flops.extend(llama, prefix, live)
         if training:
             useful += flops.extend_backward(llama, prefix, live)
         whole = flops.whole(llama, total, backward=training)
+        added = 0.0
+        if self._lora.trains:
+            lora = llama, self._lora.rank, [TARGETS[each] for each in self._lora.targets]
+            added = flops.lora(*lora, prefix, live) * (TRAINED if training else 1)
         sums = float(total.sum()), float(live.sum())
-        return Work(len(live), *sums, useful + heads, whole + heads)
+        return Work(len(live), *sums, useful + added + heads, whole + added + heads)
 
     def encoding(self, prompts: Prompts, *, training: bool = False) -> Work:
         """Of whole prompts; prefixes that are kept cost nothing."""

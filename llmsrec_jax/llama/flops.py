@@ -11,8 +11,12 @@ Per layer, with widths as in batch.py:
                                  prefix (they get no gradient) and twice over those of the tail
 """
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
+from llmsrec_jax.llama.adapters import widths
 from llmsrec_jax.llama.config import LlamaConfig
 
 Lengths = np.ndarray  # int [n], tokens per prompt
@@ -57,6 +61,21 @@ def extend_backward(cfg: LlamaConfig, prefix: Lengths, live: Lengths) -> float:
     full = T * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, P * T + 2 * _causal(T))
     last = T * _key_value(cfg) + _rest(cfg) + _seen(cfg, P + 2 * T)
     return float(np.sum((cfg.layers - 1) * full + last))
+
+
+def lora(
+    cfg: LlamaConfig, rank: int, names: Sequence[str], prefix: Lengths, live: Lengths
+) -> float:
+    """Products with A and B of these weights, forward, in the least work too: the last layer has a prompt's last token alone.
+
+    Backward they cost the same again to the inputs, and once more to A and B themselves.
+    """
+    P, T = np.asarray(prefix, np.int64), np.asarray(live, np.int64)
+    of_token = {name: 2 * rank * sum(map(math.prod, widths(cfg, name))) for name in names}
+    total = float(np.sum((cfg.layers - 1) * (P + T))) * sum(of_token.values())
+    everywhere = sum(cost for name, cost in of_token.items() if name in ("k", "v"))
+    last = float(np.sum(P + T)) * everywhere
+    return total + last + len(T) * (sum(of_token.values()) - everywhere)
 
 
 def whole(cfg: LlamaConfig, length: Lengths, *, backward: bool) -> float:

@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from llmsrec_jax.llama import attention
+from llmsrec_jax.llama.adapters import widths
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.model import shapes
 from llmsrec_jax.llama.sharding import RULES, TENSOR
 from llmsrec_jax.llama.weights import INPUTS
 
 FP32, INT8 = 4, 1
+MASK = 3 * FP32  # of a number that may be dropped: random bits, as they are made
 PER_PAIR = 2 * FP32  # of logits at work: themselves and their exponentials, or their gradients
 Grid = tuple[int, int, int]  # rows, prefix, live
 
@@ -108,6 +110,17 @@ class Footprint:
         at_work = max(at_work, self._forward(one.prefixes, one.prefix)) + self._cut_out
         masks = FP32 * sum(pairs)
         return self._keys(one.prefix) + (cfg.layers - 1) * every + masks + at_work
+
+    def lora(self, one: Pass, names: Sequence[str], rank: int, *, dropped: bool, remat: str) -> int:
+        """On top of `training`: A x of every layer, the gradient of the widest input, and what drops a part of all inputs.
+
+        With remat=none, what is dropped and what is left of the inputs is kept of every layer instead.
+        """
+        inputs, b = [math.prod(widths(self.cfg, name)[0]) for name in names], self._b
+        may_drop, low = sum(inputs) * dropped, FP32 * rank * len(names)
+        every = {"none": low + (1 + b) * may_drop, "names": low, "inputs": 0}[remat]
+        masks = 0 if remat == "none" else (MASK + b) * may_drop
+        return one.live * ((self.cfg.layers - 1) * every + b * max(inputs) + masks)
 
     def forward(self, one: Pass) -> int:
         """Of prefixes, then tails, without a backward pass."""

@@ -7,6 +7,7 @@ Split once (`nnx.split`), merge inside `jit`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,12 +21,25 @@ from llmsrec_jax.llama import axes, ops
 from llmsrec_jax.llama.attention import Past, attend
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.kv import KV, Source
+from llmsrec_jax.llama.lora import LOW, Lora
 from llmsrec_jax.llama.sharding import WHOLE, Sharding
 
-SAVED = ("q", "k", "v", "mid", "gate", "up")  # residuals from which no weight product is recomputed
+SAVED = (
+    "q",
+    "k",
+    "v",
+    "mid",
+    "gate",
+    "up",
+    LOW,
+)  # residuals from which no weight product is recomputed
 REARRANGED = ("dynamic_slice", "squeeze", "reshape", "broadcast_in_dim", "all_gather")
 
-Weights = Mapping[str, Any]  # of one layer: arrays, those of products perhaps quantised
+Weights = Mapping[
+    str, Any
+]  # of one layer: arrays, those of products perhaps quantised, or with LoRA
+Added = Mapping[str, Lora]  # LoRA by the weights that it is added to
+NOTHING: Added = {}
 
 
 class Frozen(nnx.Variable):
@@ -69,18 +83,18 @@ class Llama(nnx.Module):
         """Input embeddings of token ids."""
         return self.sharding.lookup(self.table[...], ids)
 
-    def prefill(self, ids: Int[Array, "A"], flat: Flat) -> KV:
-        """Keys and values of prefixes; carries no gradient."""
+    def prefill(self, ids: Int[Array, "A"], flat: Flat, added: Added = NOTHING) -> KV:
+        """Keys and values of prefixes; carries no gradient: what trains with LoRA is `extend`, from the first token on."""
         x_AD = self.embed(ids)
         rope = ops.rope_tables(self.cfg, flat.position)
         alone = (None,) * len(flat.grids)
 
-        def body(x_AD: Array, i: Array) -> tuple[Array, tuple[Array, Array]]:
-            return _layer(self.cfg, self.sharding, self._layer(i), x_AD, rope, flat, alone)
+        def body(x_AD: Array, each: tuple[Array, Added]) -> tuple[Array, tuple[Array, Array]]:
+            return _layer(self.cfg, self.sharding, self._layer(*each), x_AD, rope, flat, alone)
 
-        last = self.cfg.layers - 1
-        x_AD, (k, v) = jax.lax.scan(body, x_AD, jnp.arange(last))
-        _, k_last, v_last = _keys_values(self.cfg, self.sharding, self._layer(last), x_AD, rope)
+        before, last = self._numbered(added)
+        x_AD, (k, v) = jax.lax.scan(body, x_AD, before)
+        _, k_last, v_last = _keys_values(self.cfg, self.sharding, self._layer(*last), x_AD, rope)
         k, v = jnp.concatenate([k, k_last[None]]), jnp.concatenate([v, v_last[None]])
         return jax.lax.stop_gradient(KV(k, v))
 
@@ -92,13 +106,14 @@ class Llama(nnx.Module):
         out: Sequence[Int[Array, "rows M"]],
         *,
         remat: str = "names",
+        added: Added = NOTHING,
     ) -> Float[Array, "B M D"]:
         """Final hidden states, float32, at tail positions `out` of every grid's sequences, grid after grid.
 
-        Differentiable in x. past: per grid, what its tails continue; None = the tail is the whole prompt.
+        Differentiable in x and in `added`, LoRA of all layers. past: per grid, what its tails continue; None = the tail is the whole prompt.
         remat: what is kept for the backward pass: none (everything) | names (no weight product is recomputed) | inputs (of layers).
         """
-        x_BD = self._read(x_AD, flat, past, out, remat)
+        x_BD = self._read(x_AD, flat, past, out, remat, added)
         return x_BD.reshape(-1, out[0].shape[1], x_BD.shape[-1])
 
     def _read(
@@ -108,20 +123,22 @@ class Llama(nnx.Module):
         past: Sequence[Source | None],
         out: Sequence[Array],
         remat: str,
+        added: Added,
     ) -> Array:
         """`extend` with positions of any number per grid, one after the other: [sum of rows * M, D]."""
         rope = ops.rope_tables(self.cfg, flat.position)
         dtype = self.table[...].dtype
 
-        def layer(x_AD: Array, i: int | Array, at: Sequence[Array] | None = None) -> Array:
-            before = [None if one is None else one[0].layer(i, one[1], dtype) for one in past]
-            w = self._layer(i)
-            return _layer(self.cfg, self.sharding, w, x_AD, rope, flat, before, at)[0]
+        def layer(x_AD: Array, i: Any, row: Added, at: Sequence[Array] | None = None) -> Array:
+            cached = [None if one is None else one[0].layer(i, one[1], dtype) for one in past]
+            w = self._layer(i, row)
+            return _layer(self.cfg, self.sharding, w, x_AD, rope, flat, cached, at)[0]
 
-        body = _remat(lambda x_AD, i: (layer(x_AD, i), None), remat)
-        last_layer = _remat(lambda x_AD: layer(x_AD, self.cfg.layers - 1, out), remat)
-        x_AD, _ = jax.lax.scan(body, x_AD.astype(dtype), jnp.arange(self.cfg.layers - 1))
-        return ops.rms_norm(last_layer(x_AD), self.norm[...], self.cfg.eps)
+        before, (number, row) = self._numbered(added)
+        body = _remat(lambda x_AD, each: (layer(x_AD, *each), None), remat)
+        last_layer = _remat(lambda x_AD, row: layer(x_AD, number, row, out), remat)
+        x_AD, _ = jax.lax.scan(body, x_AD.astype(dtype), before)
+        return ops.rms_norm(last_layer(x_AD, row), self.norm[...], self.cfg.eps)
 
     def hidden(
         self, x_BTD: Float[Array, "B T D"], length: Int[Array, "B"]
@@ -132,10 +149,18 @@ class Llama(nnx.Module):
         flat = Flat(at.ravel() % T, None, (Grid(at, length),))
         return self.extend(x_BTD.reshape(-1, D), flat, [None], [at % T], remat="none")
 
-    def _layer(self, i: int | Array) -> Weights:
+    def _numbered(self, added: Added) -> tuple[tuple[Array, Added], tuple[int, Added]]:
+        """Numbers of the layers with their rows of `added`: of all but the last, stacked, and of the last."""
+        last = self.cfg.layers - 1
+        rows = lambda index: jax.tree.map(lambda leaf: leaf[index], added)
+        return (jnp.arange(last), rows(slice(last))), (last, rows(last))
+
+    def _layer(self, i: int | Array, added: Added) -> Weights:
         # indexed, not scanned over: slicing off the last layer would copy all the weights in every call
-        whole, layers = self.sharding.whole, self.layers
-        return {name: whole(name, _row(layers[name][...], i)) for name in LAYER_WEIGHTS}
+        sharding, layers = self.sharding, self.layers
+        w = {name: sharding.whole(name, _row(layers[name][...], i)) for name in LAYER_WEIGHTS}
+        own = {name: sharding.own(name, row) for name, row in added.items()}
+        return w | {name: replace(row, base=w[name]) for name, row in own.items()}
 
 
 def _row(stacked: Any, i: int | Array) -> Any:

@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llmsrec_jax.llama import quant
+from llmsrec_jax.llama import lora, quant
 from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.llama.lora import Lora
 from llmsrec_jax.llama.quant import Quantised
 
 
-def linear(x: Float[Array, "..."], weight: Array | Quantised, inputs: int = 1) -> Array:
+def linear(x: Float[Array, "..."], weight: Array | Quantised | Lora, inputs: int = 1) -> Array:
     """The last `inputs` axes of x against the first ones of the weight: every product with a weight is here."""
+    if isinstance(weight, Lora):
+        return lora.add(linear(x, weight.base, inputs), x, weight, inputs)
     if isinstance(weight, Quantised):
         return quant.linear(x, weight, inputs)
     # last axes first, as jnp.einsum writes it: the order of the sum is part of the result

@@ -5,6 +5,7 @@ runs. Devices along `tensor` compute on the same rows, each with its own heads a
 what comes out of the two (Shoeybi et al. 2019, arXiv:1909.08053). Without these axes nothing here does anything.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.llama.lora import Lora
 from llmsrec_jax.llama.quant import Quantised
 
 FSDP, TENSOR = "fsdp", "tensor"
@@ -112,6 +114,28 @@ class Sharding:
 
         return jax.tree.map(gather, part, self.specs(name, part))
 
+    def own(self, name: str, row: Lora) -> Lora:
+        """Of LoRA of a layer's weight `name`, all of which is on every device: what goes with our part along `tensor`.
+
+        Raises as `spec`.
+        """
+        if self._devices(TENSOR) == 1:
+            return row
+        spec, inputs = self.spec(name), row.a.ndim - 1
+        axes = [*tuple(spec)[1:], *[None] * (inputs + row.b.ndim - len(spec))]
+        a, b = (_enter(x) for x in (row.a, row.b))  # every device has its share of their gradients
+        own, key = self._own_rows, row.key
+        if key is not None and _cut(axes[:inputs]):  # of inputs that others do not have
+            key = jax.random.fold_in(key, jax.lax.axis_index(TENSOR))
+        return replace(row, a=own(a, axes[:inputs]), b=own(b, [None, *axes[inputs:]]), key=key)
+
+    def _own_rows(self, x: Array, axes: Sequence[Any]) -> Array:
+        for axis in _cut(axes):
+            size = x.shape[axis] // self._devices(TENSOR)
+            start = jax.lax.axis_index(TENSOR) * size
+            x = jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+        return x
+
     def lookup(self, table: Float[Array, "V d"], ids: Int[Array, "*T"]) -> Float[Array, "*T D"]:
         """Rows of a table of which every device has some columns. Not differentiable along `fsdp` or `tensor`."""
         if self._devices(FSDP) > 1:  # everyone's tokens in our columns
@@ -133,6 +157,11 @@ class Sharding:
 
 
 WHOLE = Sharding()
+
+
+def _cut(axes: Sequence[Any]) -> list[int]:
+    """Numbers of those that `tensor` cuts."""
+    return [i for i, names in enumerate(axes) if names and TENSOR in names]
 
 
 # Each is the other's transpose. Left to itself, the transpose of a sum over devices would be one more sum.

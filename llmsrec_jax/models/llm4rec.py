@@ -14,15 +14,18 @@ from jaxtyping import Array, Float
 from llmsrec_jax import config, losses
 from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, USER_REPR, LLMBatch, PromptBatch
 from llmsrec_jax.llama import axes
+from llmsrec_jax.llama.adapters import Adapters
+from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.kv import KV, Source
-from llmsrec_jax.llama.model import Llama
+from llmsrec_jax.llama.model import NOTHING, Added, Llama
 from llmsrec_jax.models.heads import Head
 
 
 class LLMSRec(nnx.Module):
     """The trainable part: f_I, f_user, f_item, f_CF-user and the two Out tokens (22,797,056 numbers at D = 3072).
 
-    And f_U, where prompts tell the teacher's user representation (E19).
+    And f_U, where prompts tell the teacher's user representation (E19); and A and B of the backbone, where it has LoRA (S8).
+    Without f_I, where prompts are titles alone.
     """
 
     def __init__(
@@ -33,18 +36,25 @@ class LLMSRec(nnx.Module):
         embedding_moments: tuple[float, float],
         rngs: nnx.Rngs,
         user_repr: bool = False,
+        lora: tuple[config.Lora, LlamaConfig] | None = None,
+        item_repr: bool = True,
     ):
+        """lora: with the shape of the backbone."""
         mean, std = embedding_moments
-        self.item_projector = Head(d_cf, d_llm, d_llm, "leaky_relu", True, rngs)
+        projector = lambda: Head(d_cf, d_llm, d_llm, "leaky_relu", True, rngs)
+        self.item_projector = projector() if item_repr else None
         self.user_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
         self.item_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
         self.cf_user_head = Head(d_cf, head.dim, head.dim, "gelu", True, rngs)
         token = lambda: nnx.Param(mean + std * jax.random.normal(rngs.params(), (d_llm,)))
         self.user_out, self.item_out = token(), token()
-        # the last draw: without it the others are the same
-        self.user_projector = (
-            Head(d_cf, d_llm, d_llm, "leaky_relu", True, rngs) if user_repr else None
-        )
+        # the last draws: without them the others are the same
+        self.user_projector = projector() if user_repr else None
+        self.lora = None if lora is None else Adapters(*lora, rngs)
+
+    def added(self, key: Array | None = None) -> Added:
+        """To the backbone; with a key for dropout."""
+        return NOTHING if self.lora is None else self.lora.added(key)
 
 
 def new(cfg: config.Config, llama: Llama, rngs: nnx.Rngs) -> LLMSRec:
@@ -52,7 +62,15 @@ def new(cfg: config.Config, llama: Llama, rngs: nnx.Rngs) -> LLMSRec:
     table = llama.table[...].astype(jnp.float32)
     moments = float(table.mean()), float(table.std())
     sizes = cfg.teacher.d, table.shape[1], cfg.head
-    return LLMSRec(*sizes, moments, rngs, cfg.prompts.user_repr)
+    return LLMSRec(*sizes, moments, rngs, *variant(cfg, llama.cfg))
+
+
+def variant(
+    cfg: config.Config, llama: LlamaConfig
+) -> tuple[bool, tuple[config.Lora, LlamaConfig] | None, bool]:
+    """What else trains, as LLMSRec takes it."""
+    lora = (cfg.lora, llama) if cfg.lora.trains else None
+    return cfg.prompts.user_repr, lora, cfg.prompts.item_repr
 
 
 class Frozen(NamedTuple):
@@ -61,6 +79,7 @@ class Frozen(NamedTuple):
     llama: nnx.State
     cf_items: Array  # float32 [I, E] the teacher's item embeddings
     items: KV | None = None  # keys and values of all item prompts' prefixes, where they are kept
+    key: Array | None = None  # of dropout in training
 
 
 def _tail(
@@ -68,24 +87,32 @@ def _tail(
 ) -> Float[Array, "A D"]:
     """Embeddings of the live tails: tokens from the table, slots from the trainables."""
     x_AD = llama.embed(prompts.ids)
-    slots_SD = model.item_projector(cf_items_IE[prompts.slot_item])
+    slots = {}  # kind -> their embeddings; history slots come first
+    if len(prompts.slot_item):
+        if model.item_projector is None:
+            raise ValueError("prompts with item embeddings, and no projector of them")
+        slots[HISTORY] = model.item_projector(cf_items_IE[prompts.slot_item])
     if prompts.cf_user_repr is not None:
         if model.user_projector is None:
             raise ValueError("prompts with a user representation, and no projector of it")
-        slots_SD = jnp.concatenate([slots_SD, model.user_projector(prompts.cf_user_repr)])
-    slots_AD = axes.permute(slots_SD.astype(x_AD.dtype), prompts.slot, prompts.slot_at)
-    fills = {HISTORY: slots_AD, USER_OUT: model.user_out[...], ITEM_OUT: model.item_out[...]}
-    if prompts.cf_user_repr is not None:
-        fills[USER_REPR] = slots_AD
+        slots[USER_REPR] = model.user_projector(prompts.cf_user_repr)
+    fills: dict[int, Array] = {}
+    if slots:
+        slots_SD = jnp.concatenate([*slots.values()]).astype(x_AD.dtype)
+        slots_AD = axes.permute(slots_SD, prompts.slot, prompts.slot_at)
+        fills = dict.fromkeys(slots, slots_AD)
+    fills |= {USER_OUT: model.user_out[...], ITEM_OUT: model.item_out[...]}
     for kind, values in fills.items():
         x_AD = jnp.where((prompts.kind == kind)[:, None], values.astype(x_AD.dtype), x_AD)
     return x_AD
 
 
-def _past(llama: Llama, prompts: PromptBatch, items: KV | None) -> list[Source | None]:
+def _past(
+    llama: Llama, prompts: PromptBatch, items: KV | None, added: Added
+) -> list[Source | None]:
     """What the tails of every grid continue."""
     has_prefix = prompts.prefix_ids.shape[0] > 0
-    made = llama.prefill(prompts.prefix_ids, prompts.prefix) if has_prefix else None
+    made = llama.prefill(prompts.prefix_ids, prompts.prefix, added) if has_prefix else None
     sources = [(made, grid) for grid in prompts.prefix.grids]
     stored = items if prompts.kv is None else prompts.kv
     if prompts.stored and stored is None:
@@ -95,13 +122,21 @@ def _past(llama: Llama, prompts: PromptBatch, items: KV | None) -> list[Source |
 
 
 def hidden(
-    model: LLMSRec, llama: Llama, prompts: PromptBatch, frozen: Frozen, remat: str = "none"
+    model: LLMSRec,
+    llama: Llama,
+    prompts: PromptBatch,
+    frozen: Frozen,
+    remat: str = "none",
+    key: Array | None = None,
 ) -> Float[Array, "B D"]:
-    """float32 hidden state at the Out slot (after the final norm, D12); the constant prefix gets no gradient."""
-    x_AD = _tail(model, llama, prompts, frozen.cf_items)
-    past = _past(llama, prompts, frozen.items)
+    """float32 hidden state at the Out slot (after the final norm, D12); the constant prefix gets no gradient.
+
+    key: of dropout.
+    """
+    x_AD, added = _tail(model, llama, prompts, frozen.cf_items), model.added(key)
+    past = _past(llama, prompts, frozen.items, added)
     out = [grid.length[:, None] - 1 for grid in prompts.live.grids]
-    h_B1D = llama.extend(x_AD, prompts.live, past, out, remat=remat)
+    h_B1D = llama.extend(x_AD, prompts.live, past, out, remat=remat, added=added)
     return h_B1D[:, 0].astype(jnp.float32)
 
 
@@ -133,16 +168,18 @@ def encoder(
 
 
 def part_by_part(
-    encode: Callable[[PromptBatch], Array], prompts: PromptBatch
+    encode: Callable[[PromptBatch, Array | None], Array], prompts: PromptBatch, key: Array | None
 ) -> Float[Array, "parts B D"]:
-    """`encode` of every part [parts, ...], one after the other in the backward pass too.
+    """`encode` of every part [parts, ...], one after the other in the backward pass too, each with its own key for dropout.
 
     Only the prompts are kept in between: memory is that of one part, for one more forward pass. Vectors know nothing
     of each other until the loss, so its gradient is that of the whole batch.
     """
-    if prompts.ids.shape[0] == 1:
-        return encode(jax.tree.map(lambda x: x[0], prompts))[None]
-    return jax.lax.map(jax.checkpoint(encode), prompts)
+    count = prompts.ids.shape[0]
+    if count == 1:
+        return encode(jax.tree.map(lambda x: x[0], prompts), key)[None]
+    keys = None if key is None else jax.random.split(key, count)
+    return jax.lax.map(jax.checkpoint(lambda part: encode(*part)), (prompts, keys))
 
 
 def loss(
@@ -152,15 +189,18 @@ def loss(
     frozen: Frozen,
     cfg: config.Config,
     axis: str | tuple[str, ...] | None = None,
+    key: Array | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """This device's share of Eq. 4 and the global loss terms.
+    """This device's share of Eq. 4 and the global loss terms. key: of dropout, this device's own.
 
     Summed over the devices of `axis`, the shares are the loss of the global batch: user vectors are gathered, so
     distillation and uniformity do not depend on the number of devices. The gradient of a share, summed over the
     devices, is the gradient of the global loss.
     """
-    encode = lambda part: hidden(model, llama, part, frozen, cfg.llm.remat)
-    h_PBD = part_by_part(encode, batch.prompts)
+    if model.lora is not None and (batch.prompts.prefix_ids.shape[-1] or batch.prompts.stored):
+        raise ValueError("LoRA trains on every token, and these prompts have constant prefixes")
+    encode = lambda part, key: hidden(model, llama, part, frozen, cfg.llm.remat, key)
+    h_PBD = part_by_part(encode, batch.prompts, key)
     users = batch.candidates.shape[0] // h_PBD.shape[0]  # of each part
     rows = lambda h_PBD: h_PBD.reshape(-1, h_PBD.shape[-1])
     user_BR = model.user_head(rows(h_PBD[:, :users]))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llmsrec_jax import config
 from llmsrec_jax.prompts.layout import Budget, Shape
 
 _MULTIPLE = 8
@@ -60,6 +61,15 @@ def _fits(
     longest = np.maximum.reduceat(live, np.cumsum(rows) - rows, axis=-1)
     within = (prefix.sum(axis=-1) <= budget.prefix) & (live.sum(axis=-1) <= budget.live)
     return within & (longest <= width).all(axis=-1)
+
+
+def in_training(lengths: Lengths, lora: config.Lora) -> Lengths:
+    """Prefix and live tokens where prompts of these lengths are trained on.
+
+    What stands before the first slot is constant only while nothing trains that it passes through: with LoRA, all is live.
+    """
+    prefix, live = lengths
+    return (np.zeros_like(prefix), prefix + live) if lora.trains else lengths
 
 
 def plan_steps(

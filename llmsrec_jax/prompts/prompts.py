@@ -11,7 +11,7 @@ from llmsrec_jax import config
 from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, USER_REPR
 from llmsrec_jax.data.interactions import Catalog, Histories, UserSequences, offsets_of, spans
 from llmsrec_jax.prompts.pieces import Pieces, Spans
-from llmsrec_jax.prompts.templates import DAY_MS, template
+from llmsrec_jax.prompts.templates import DAY_MS, named, template
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer
 
 _MIN_TITLE = 4  # tokens: truncation='title' drops items rather than cut titles shorter than this
@@ -26,7 +26,8 @@ class Prompts:
 
     ids: np.ndarray  # int32 [N]; 0 at slots
     kind: np.ndarray  # int8 [N] TOKEN | HISTORY | USER_REPR | USER_OUT | ITEM_OUT
-    slot_item: np.ndarray  # int32 [N] item id at HISTORY slots, else 0
+    # int32 [N] item id at HISTORY slots, or, of item prompts that have none, at the Out slot; else 0
+    slot_item: np.ndarray
     offsets: np.ndarray  # int64 [n+1]
     prefix_len: np.ndarray  # int32 [n] tokens before the first slot
     cf_user_repr: np.ndarray | None = None  # float32 [n, E] of USER_REPR slots, one in every prompt
@@ -97,6 +98,7 @@ class _Frame(NamedTuple):
     lead: np.ndarray  # int32 ids before the USER_REPR slot; none = nor is there that slot
     outro: np.ndarray  # int32 ids before the Out slot
     out: int  # kind of the Out slot
+    slots: int  # HISTORY slots of every block: 1 or 0
 
     @property
     def before(self) -> int:
@@ -107,6 +109,10 @@ class _Frame(NamedTuple):
     def size(self) -> int:
         """Tokens, slots included."""
         return self.before + len(self.outro) + 1
+
+    def blocks(self, text: np.ndarray) -> np.ndarray:
+        """Tokens of blocks with so many tokens of text."""
+        return text + self.slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,18 +136,22 @@ class _Blocks:
 
     def sizes(self, frame: _Frame) -> tuple[np.ndarray, np.ndarray]:
         """Of the prompts: tokens before the first slot, and from there on, int64 [n] each."""
-        prefix = np.full(self.count, len(frame.lead))
-        if not frame.before:
+        total = self.sums(frame.blocks(self.text)) + frame.size
+        if frame.before:
+            prefix = np.full(self.count, len(frame.lead))
+        elif frame.slots:
             prefix = self.text[np.searchsorted(self.prompt, np.arange(self.count))]
-        return prefix, self.sums(self.text + 1) + frame.size - prefix
+        else:
+            prefix = total - 1
+        return prefix, total - prefix
 
     def assemble(self, frame: _Frame) -> Prompts:
         """All prompts, each with the frame around its blocks."""
-        text, (lead, outro) = self.text, frame[:2]
+        text, block, (lead, outro) = self.text, frame.blocks(self.text), frame[:2]
         prefix, live = self.sizes(frame)
         offsets = offsets_of(prefix + live)
-        start = np.cumsum(text + 1) - (text + 1) + self.prompt * frame.size + frame.before
-        slot, out = start + text, offsets[1:] - 1
+        start = np.cumsum(block) - block + self.prompt * frame.size + frame.before
+        slot, out = (start + text)[: len(text) * frame.slots], offsets[1:] - 1
         ids = np.zeros(offsets[-1], np.int32)
         for piece, at in ((self.heads, start), (self.titles, start + self.heads.length)):
             ids[spans(at, piece.length)] = piece.source[spans(piece.start, piece.length)]
@@ -151,7 +161,9 @@ class _Blocks:
         kind[offsets[:-1, None] + np.arange(len(lead), frame.before)] = USER_REPR
         kind[slot], kind[out] = HISTORY, frame.out
         slot_item = np.zeros(len(ids), np.int32)
-        slot_item[slot] = self.item
+        slot_item[slot] = self.item[: len(slot)]
+        if frame.out == ITEM_OUT and not frame.slots:
+            slot_item[out] = self.item
         return Prompts(ids, kind, slot_item, offsets, prefix.astype(np.int32))
 
 
@@ -166,22 +178,24 @@ class PromptBuilder:
         Raises:
           ValueError: they are not, or `max_tokens` is too small for the template.
         """
-        owner = (tokenizer.fingerprint, cfg.wording, len(catalog.titles))
+        wording = named(cfg.wording, cfg.item_repr)
+        owner = (tokenizer.fingerprint, wording, len(catalog.titles))
         key = item_tokens.key
         if owner != (key["tokenizer"], key["wording"], len(item_tokens.lengths)):
             raise ValueError(
                 "item tokens of another tokenizer, catalogue or wording; build them anew"
             )
         self.tokenizer, self._tokens, self._cfg = tokenizer, item_tokens, cfg
-        self._titles, self._form = catalog.titles, template(cfg.wording, cfg.user_repr)
+        self._titles, self._form = catalog.titles, template(wording, cfg.user_repr)
         form = self._form
         outros = [form.close + form.user_outro, form.item_outro]
         encoded = tokenizer.encode_batch(outros, after_slot=True)
         user_outro, item_outro = (np.array(ids, np.int32) for ids in encoded)
         nothing = np.zeros(0, np.int32)
         lead = np.array(self._encode([(form.lead, True)])[0], np.int32) if form.lead else nothing
-        self._user = _Frame(lead, user_outro, USER_OUT)
-        self._item = _Frame(nothing, item_outro, ITEM_OUT)
+        self._slots = int(cfg.item_repr)
+        self._user = _Frame(lead, user_outro, USER_OUT, self._slots)
+        self._item = _Frame(nothing, item_outro, ITEM_OUT, self._slots)
         intro = tokenizer.bos_ids + tokenizer.encode(form.item_intro)
         self._item_intro = np.array(intro if item_tokens.splittable else [], np.int32)
         self._heads, self._segments = Pieces(), Pieces()
@@ -220,7 +234,7 @@ class PromptBuilder:
         """`users(histories, cf_user_repr)`, counted now and built when they are taken, some at a time."""
         prefix, live, lost, is_cut = self._user_sizes(histories)
         self._count(len(histories), lost, is_cut)
-        slots = np.minimum(histories.lengths, self._cfg.history_len)
+        slots = np.minimum(histories.lengths, self._cfg.history_len) * self._slots
 
         def build(rows: np.ndarray) -> Prompts:
             blocks, _, _ = self._user_blocks(histories.take(rows))
@@ -259,7 +273,7 @@ class PromptBuilder:
             raise ValueError(f"item ids {items.min()}..{items.max()} are not all in 1..{n - 1}")
         intro = np.full(len(items), len(self._item_intro))
         length = self._tokens.offsets[items + 1] - self._tokens.offsets[items]
-        room = self._cfg.max_tokens - intro - self._item.size - 1
+        room = self._cfg.max_tokens - self._item.blocks(intro) - self._item.size
         self._count(len(items), 0, (length > room).sum())
         heads = Spans(self._item_intro, np.zeros_like(intro), intro)
         titles = Spans(self._tokens.ids, self._tokens.offsets[items], np.minimum(length, room))
@@ -340,7 +354,7 @@ class PromptBuilder:
             histories.items[index].astype(np.int64), number, histories.times[index], is_first
         )
         blocks = _Blocks(len(rows), prompt, histories.items[index], heads, titles)
-        fixed = blocks.sums(heads.length + 1) + self._user.size
+        fixed = blocks.sums(self._user.blocks(heads.length)) + self._user.size
         return blocks, self._cfg.max_tokens - fixed
 
     def _pieces(

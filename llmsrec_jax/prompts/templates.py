@@ -1,7 +1,7 @@
-"""Prompts as data: the retrieval prompts of Table 2 (b) and (c), in the authors' wording and as the paper prints them (D18).
+"""Prompts as data: the retrieval prompts of Table 2, in the authors' wording and as the paper prints them (D18).
 
 A user prompt is, item by item, `head title [HistoryEmb]`, then an outro and [UserOut]; in (c) all that follows a lead and
-[UserRep]. An item prompt is `intro title [HistoryEmb] outro [ItemOut]`. What stands after an Out slot cannot reach it (causal attention) and is left out.
+[UserRep]; in (a) there is no [HistoryEmb]. An item prompt is `intro title [HistoryEmb] outro [ItemOut]`. What stands after an Out slot cannot reach it (causal attention) and is left out.
 """
 
 from dataclasses import dataclass, replace
@@ -88,6 +88,21 @@ TEMPLATES = {
 }
 
 
+def _titles_only(form: Template) -> Template:
+    """Table 2 (a) of a template of Table 2 (b), of which nothing else tells of embeddings."""
+    intro = form.item_intro.replace("title and item embedding are", "title is")
+    return replace(form, title=form.title.removesuffix(", "), item_intro=intro)
+
+
+# the slot is where the tokenizer is cut, and left out afterwards
+TITLES_ONLY = {f"{wording}, titles only": _titles_only(one) for wording, one in TEMPLATES.items()}
+
+
+def named(wording: str, item_repr: bool) -> str:
+    """What the template of `config.prompts` is called, without or with the teacher's user representation."""
+    return wording if item_repr else f"{wording}, titles only"
+
+
 def _with_user_repr(form: Template) -> Template:
     """Table 2 (c) of a template of Table 2 (b)."""
     told = "this sequence of purchases"
@@ -100,11 +115,12 @@ def _with_user_repr(form: Template) -> Template:
 
 
 def template(wording: str, user_repr: bool = False) -> Template:
-    """The template of `config.prompts`: of a wording, with the teacher's user representation or without it.
+    """The template of `config.prompts`: as `named`, with the teacher's user representation or without it.
 
     Raises:
       ValueError: no such wording.
     """
-    if wording not in TEMPLATES:
+    forms = TEMPLATES | TITLES_ONLY
+    if wording not in forms:
         raise ValueError(f"prompts.wording={wording!r}; use one of {', '.join(TEMPLATES)}")
-    return _with_user_repr(TEMPLATES[wording]) if user_repr else TEMPLATES[wording]
+    return _with_user_repr(forms[wording]) if user_repr else forms[wording]

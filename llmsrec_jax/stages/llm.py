@@ -114,7 +114,9 @@ class LLMRec:
     def frozen(self) -> llm4rec.Frozen:
         items = parallel.replicate(jnp.asarray(self._teacher.items), self._work.mesh)
         kept = None if self.store is None else self.store.resident
-        return llm4rec.Frozen(self._backbone[1], items, kept)
+        key = self._key if self._work.cfg.lora.trains else None
+        key = parallel.replicate(key, self._work.mesh)
+        return llm4rec.Frozen(self._backbone[1], items, kept, key)
 
     def embedded(self, ids: np.ndarray) -> np.ndarray:
         """float32 [n, D]: the backbone's embeddings of token ids int [n]."""
@@ -128,12 +130,14 @@ class LLMRec:
 
     # train ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _key(self) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self._work.cfg.seed), LLM_KEY)
+
     @cached_property
     def _model(self) -> tuple[nnx.GraphDef, nnx.State]:
-        cfg = self._work.cfg
-        key = jax.random.fold_in(jax.random.key(cfg.seed), LLM_KEY)
-        backbone, rngs = nnx.merge(*self._backbone), nnx.Rngs(params=key)
-        return nnx.split(llm4rec.new(cfg, backbone, rngs))
+        backbone, rngs = nnx.merge(*self._backbone), nnx.Rngs(params=self._key)
+        return nnx.split(llm4rec.new(self._work.cfg, backbone, rngs))
 
     def train(self) -> None:
         """Trains LLM-SRec, or goes on training it; the best checkpoint by validation is kept."""

@@ -8,6 +8,7 @@ from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.keys import OWN_TOKENIZERS, TOKENS
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.prompts.prompts import PromptBuilder, within
+from llmsrec_jax.prompts.templates import named
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, training_texts
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.work import Work
@@ -43,8 +44,8 @@ class Tokens:
     def _make(self, stage: Stage) -> dict[str, Any]:
         tokenizer = self._find()
         tokenizer.save(stage.folder / "tokenizer")
-        catalog, wording = self._data.dataset.catalog, self._work.cfg.prompts.wording
-        ItemTokens.build(tokenizer, catalog, wording).save(stage.folder / "items")
+        catalog = self._data.dataset.catalog
+        ItemTokens.build(tokenizer, catalog, self._wording).save(stage.folder / "items")
         return {"fingerprint": tokenizer.fingerprint, "vocabulary": tokenizer.vocab_size}
 
     def _find(self) -> Tokenizer:
@@ -52,9 +53,14 @@ class Tokens:
             return self._home.tokenizer
         if self._folder is not None:
             return Tokenizer.load(self._folder)
-        dataset, wording = self._data.dataset, self._work.cfg.prompts.wording
-        texts = training_texts(dataset.catalog, wording, dataset.train.times)
+        dataset = self._data.dataset
+        texts = training_texts(dataset.catalog, self._wording, dataset.train.times)
         return Tokenizer.train(texts, TRAINED_VOCABULARY)
+
+    @property
+    def _wording(self) -> str:
+        prompts = self._work.cfg.prompts
+        return named(prompts.wording, prompts.item_repr)
 
     @property
     def _folder(self) -> Path | None:
@@ -70,8 +76,8 @@ class Tokens:
 
     @cached_property
     def builder(self) -> PromptBuilder:
-        wording, catalog = self._work.cfg.prompts.wording, self._data.dataset.catalog
-        items = ItemTokens.load(self._stage.folder / "items", self.tokenizer, catalog, wording)
+        folder, catalog = self._stage.folder / "items", self._data.dataset.catalog
+        items = ItemTokens.load(folder, self.tokenizer, catalog, self._wording)
         prompts = within(self._work.cfg.prompts, self._work.keys.backbone[0].max_positions)
         return PromptBuilder(self.tokenizer, items, catalog, prompts)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from llmsrec_jax.batch import Flat, Grid
 from llmsrec_jax.llama.kv import Source
-from llmsrec_jax.llama.model import Llama
+from llmsrec_jax.llama.model import NOTHING, Added, Llama
 
 
 def grid(rows: int, width: int, length: Any) -> Grid:
@@ -15,17 +15,23 @@ def grid(rows: int, width: int, length: Any) -> Grid:
     return Grid(at, jnp.asarray(length))
 
 
-def prefill(llama: Llama, ids: Any, length: Any) -> Source | None:
+def prefill(llama: Llama, ids: Any, length: Any, added: Added = NOTHING) -> Source | None:
     """Of right-padded prefixes int [B, P]."""
     B, P = ids.shape
     if P == 0:
         return None
     one = grid(B, P, length)
-    return llama.prefill(ids.ravel(), Flat(one.at.ravel() % P, None, (one,))), one
+    return llama.prefill(ids.ravel(), Flat(one.at.ravel() % P, None, (one,)), added), one
 
 
 def extend(
-    llama: Llama, x_BTD: Any, length: Any, past: Source | None, out: Any, remat: str = "names"
+    llama: Llama,
+    x_BTD: Any,
+    length: Any,
+    past: Source | None,
+    out: Any,
+    remat: str = "names",
+    added: Added = NOTHING,
 ) -> jax.Array:
     """Hidden states [B, M, D] of right-padded tails."""
     B, T, D = x_BTD.shape
@@ -33,4 +39,5 @@ def extend(
     start = 0 if past is None else past[1].length[:, None]
     position = (start + one.at % T).ravel()
     flat = Flat(position, None, (one,))
-    return llama.extend(x_BTD.reshape(-1, D), flat, [past], [jnp.asarray(out)], remat=remat)
+    out = [jnp.asarray(out)]
+    return llama.extend(x_BTD.reshape(-1, D), flat, [past], out, remat=remat, added=added)

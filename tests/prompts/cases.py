@@ -26,6 +26,7 @@ from llmsrec_jax.prompts.templates import (
     USER_REPR_SLOT,
     USER_SLOT,
     Template,
+    named,
 )
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, training_texts
 
@@ -150,7 +151,8 @@ def made(name: str) -> Tokenizer:
 def builder(tokenizer: Tokenizer, titles: list[str] = TITLES, **settings) -> PromptBuilder:
     cfg = config.Prompts(**settings)
     items = catalog(titles)
-    tokens = ItemTokens.build(tokenizer, items, cfg.wording, progress=iter)
+    wording = named(cfg.wording, cfg.item_repr)
+    tokens = ItemTokens.build(tokenizer, items, wording, progress=iter)
     return PromptBuilder(tokenizer, tokens, items, cfg)
 
 
@@ -188,6 +190,12 @@ def assert_items_exact(
     for row, title in enumerate(titles):
         text = form.item(title)
         assert restored(prompts, row, tokenizer, ITEM_SLOT) == tokenizer.encode_prompt(text)
+
+
+def without_slots(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokenizer's own encoding of a prompt, history slots left out."""
+    slot = tokenizer.special_id(HISTORY_SLOT)
+    return [token for token in tokenizer.encode_prompt(text) if token != slot]
 
 
 def spells_special(text: str) -> bool:

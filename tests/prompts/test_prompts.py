@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from llmsrec_jax.batch import HISTORY, ITEM_OUT, TOKEN, USER_OUT, USER_REPR
 from llmsrec_jax.prompts import prompts as prompts_module
-from llmsrec_jax.prompts.templates import ITEM_SLOT, USER_SLOT, template
+from llmsrec_jax.prompts.templates import ITEM_SLOT, USER_SLOT, named, template
 from tests.prompts import cases
 
 WORDINGS = ["reference", "paper"]
@@ -45,6 +45,37 @@ def test_users_equal_the_whole_encoding(name, wording, numbering, user_repr):
         prompts = builder.users(cases.histories(USERS), cases.vectors(4))
         cases.assert_users_exact(prompts, tokenizer, form, wanted)
     assert builder.trimmed == {"prompts": 8, "lost_items": 0, "lost_title_tokens": 0}
+
+
+@pytest.mark.parametrize("name", cases.MADE)
+@pytest.mark.parametrize("wording", WORDINGS)
+@pytest.mark.parametrize("user_repr", [False, True])
+def test_titles_alone_are_encoded_as_with_slots(name, wording, user_repr):
+    """Table 2 (a): what the tokenizer makes of the text with slots, and these left out. Only the Out slot is live."""
+    tokenizer, form = cases.made(name), template(named(wording, False), user_repr)
+    settings = {"wording": wording, "user_repr": user_repr, "item_repr": False}
+    builder = cases.builder(tokenizer, **settings, max_tokens=4096)
+    told = cases.vectors(4) if user_repr else None
+    users, items = builder.users(cases.histories(USERS), told), builder.items(np.array([3, 1, 13]))
+    for row, triples in enumerate(expected(USERS)):
+        text = form.user([(number, form.date(day), title) for number, day, title in triples])
+        wanted = cases.without_slots(tokenizer, text)
+        assert cases.restored(users, row, tokenizer, USER_SLOT) == wanted
+    for row, item in enumerate((3, 1, 13)):
+        wanted = cases.without_slots(tokenizer, form.item(cases.TITLES[item - 1]))
+        assert cases.restored(items, row, tokenizer, ITEM_SLOT) == wanted
+    for prompts, out in ((users, USER_OUT), (items, ITEM_OUT)):
+        assert set(prompts.kind) == {TOKEN, out} | (
+            {USER_REPR} if prompts is users and user_repr else set()
+        )
+        if prompts is items or not user_repr:
+            assert (prompts.live_lengths == 1).all()
+        assert not prompts.slots.any()
+    assert items.slot_item[items.kind == ITEM_OUT].tolist() == [3, 1, 13]  # as an item store asks
+    late = builder.later(cases.histories(USERS), told)
+    np.testing.assert_array_equal(late.prefix_len, users.prefix_len)
+    np.testing.assert_array_equal(late.live_lengths, users.live_lengths)
+    assert not late.slots.any()
 
 
 @pytest.mark.parametrize("name", cases.MADE)

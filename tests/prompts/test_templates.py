@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmsrec_jax.prompts.templates import SPECIAL, template
+from llmsrec_jax.prompts.templates import SPECIAL, named, template
 
 ITEMS = [(1, "2014-08-10", 'Lamp "Sun", 40W'), (2, "2014-09-01", "Mug")]
 
@@ -41,6 +41,26 @@ def test_printed_user_prompt_with_the_teachers_representation():
 @pytest.mark.parametrize("wording", ["reference", "paper"])
 def test_item_prompts_tell_nothing_of_users(wording):
     assert template(wording, user_repr=True).item("Mug") == template(wording).item("Mug")
+
+
+def test_titles_alone():
+    """Table 2 (a); the slots are where the tokenizer is cut."""
+    form, printed = (template(named(wording, False)) for wording in ("reference", "paper"))
+    assert form.user(ITEMS) == template("reference").user(ITEMS)
+    assert form.item("Mug") == (
+        'The item title is as follows: "Mug"[HistoryEmb]'
+        ", then generate item representation token:[ItemOut]"
+    )
+    assert printed.item("Mug") == (
+        'The item title is as follows: "Title": Mug[HistoryEmb]'
+        ", then generate item representation token: [ItemOut]"
+    )
+    assert printed.user([(1, "2014/08/10", "Mug")]) == (
+        "This user has made a series of purchases in the following order: "
+        "(History Item List: [No.1 Time: 2014/08/10 Title: Mug[HistoryEmb]]). "
+        "Based on this sequence of purchases, generate user representation token: [UserOut]"
+    )
+    assert named("paper", True) == "paper"
 
 
 def test_authors_item_prompt():
