@@ -24,6 +24,7 @@ from llmsrec_jax.llama.weights import compute_dtype
 from llmsrec_jax.models import llm4rec
 from llmsrec_jax.prompts import layout, plan
 from llmsrec_jax.prompts.prompts import PromptBuilder
+from llmsrec_jax.prompts.trunks import Trunks
 
 GIB = 1 << 30
 FP32 = 4  # bytes of everything that trains
@@ -66,7 +67,7 @@ class Job:
 
     cfg: config.Config
     llama: LlamaConfig
-    users: plan.Lengths  # of all training prompts
+    users: Trunks  # of all training prompts
     items: plan.Lengths  # of the whole catalogue
     devices: int
     batch: int  # samples per step, over all devices
@@ -92,7 +93,7 @@ class Job:
         return cls(
             cfg,
             llama,
-            builder.user_lengths(samples),
+            Trunks.of(builder, samples),
             (items.prefix_len, items.live_lengths),
             mesh.mesh.size,
             batch,
@@ -127,7 +128,10 @@ class Job:
             step=self._step(step, kept),
             filling=llm.forward(filled) + self._stored(block) if kept else 0,
             encoding=max(
-                *(self._encoding(grid, "recompute") for grid in self._blocks(self.users, False)),
+                *(
+                    self._encoding(grid, "recompute")
+                    for grid in self._blocks(self.users.lengths, False)
+                ),
                 *(self._encoding(grid, store) for grid in self._blocks(self.items, kept)),
             ),
         )
@@ -208,7 +212,7 @@ class Job:
     def _blocks(self, lengths: plan.Lengths, kept: bool) -> set[layout.Shape]:
         """Of prompts to encode, in validations."""
         planned, cfg = plan.plan_stored if kept else plan.plan_sorted, self.cfg.evaluate
-        options = (id(lengths), kept, cfg.batch, cfg.shapes)
+        options = (id(lengths[1]), kept, cfg.batch, cfg.shapes)
         if options not in self._planned:
             blocks = planned(*lengths, cfg.batch, cfg.shapes)
             self._planned[options] = {shape for _, shape in blocks}

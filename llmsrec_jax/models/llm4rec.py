@@ -100,9 +100,12 @@ def hidden(
     """float32 hidden state at the Out slot (after the final norm, D12); the constant prefix gets no gradient."""
     x_AD = _tail(model, llama, prompts, frozen.cf_items)
     past = _past(llama, prompts, frozen.items)
-    out = [grid.length[:, None] - 1 for grid in prompts.live.grids]
-    h_B1D = llama.extend(x_AD, prompts.live, past, out, remat=remat)
-    return h_B1D[:, 0].astype(jnp.float32)
+    outs = prompts.outs
+    at = [grid.length[:, None] - 1 for grid in prompts.live.grids] if outs is None else outs.at
+    h_BD = llama.extend(x_AD, prompts.live, past, at, remat=remat)
+    if outs is not None:
+        h_BD = axes.permute(h_BD, outs.place, outs.prompt)
+    return h_BD.astype(jnp.float32)
 
 
 HEADS = {"users": "user_head", "items": "item_head"}

@@ -33,4 +33,5 @@ def extend(
     start = 0 if past is None else past[1].length[:, None]
     position = (start + one.at % T).ravel()
     flat = Flat(position, None, (one,))
-    return llama.extend(x_BTD.reshape(-1, D), flat, [past], [jnp.asarray(out)], remat=remat)
+    h_QD = llama.extend(x_BTD.reshape(-1, D), flat, [past], [jnp.asarray(out)], remat=remat)
+    return h_QD.reshape(B, -1, D)
