@@ -81,7 +81,7 @@ def fill(groups: Sequence[Group], slots: int, budget: Budget | None = None) -> P
     told = [g.prompts.cf_user_repr[g.rows] for g in groups if g.prompts.cf_user_repr is not None]
     cf_user_repr = np.concatenate(told) if told else None
     numbers = _slots(kind, item, slots, sum(map(len, told)))
-    several = any(group.outs > 1 for group in groups)
+    several = any(group.prompts.branches is not None for group in groups)
     outs = _outs(groups, [kind[at] for at in at_live], live) if several else None
     return PromptBatch(
         prefix_ids, prefix, stored, None, ids, kind, axis, *numbers, cf_user_repr, outs

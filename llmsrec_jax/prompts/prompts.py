@@ -263,7 +263,8 @@ class PromptBuilder:
     def in_common(self, histories: Histories, first: np.ndarray) -> np.ndarray:
         """int64 [m]: with how many equal tokens the prompts of histories first[i] (int [m]) and first[i] + 1 begin."""
         found = [np.zeros(0, np.int64)]
-        for some in np.split(first, np.arange(_COMPARED_AT_ONCE, len(first), _COMPARED_AT_ONCE)):
+        for start in range(0, len(first), _COMPARED_AT_ONCE):
+            some = first[start : start + _COMPARED_AT_ONCE]
             pairs = histories.take(np.stack([some, some + 1], axis=1).ravel())
             found.append(self._user_blocks(pairs)[0].assemble(self._user).in_common())
         return np.concatenate(found)
