@@ -170,7 +170,7 @@ class LLMBatches:
         lengths = self.items.prefix_len, self.items.live_lengths
         self.item_trunks = Trunks.apart(lengths)
         rows = self.rows // self.parts
-        self.shared = int(min(rows, self.trunks.sizes.max()))  # most samples of a row
+        self.shared = min(rows, self.trunks.most)  # at most so many samples in a row
         self.shapes = plan.plan_steps(
             *(self.trunks, lengths, (rows, rows * (1 + cfg.train.negatives))),
             *(cfg.train.length_groups, cfg.train.shapes, cfg.seed, store is not None),

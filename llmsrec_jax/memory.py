@@ -124,7 +124,7 @@ class Job:
             teacher=(len(self.items[0]) + 1) * self.cfg.teacher.d * FP32,
             trained=3 * self._gradients,
             store=self.prefixes + self._stored(block) if store == "hbm" else 0,
-            batch=parts * (brought + _numbers(step, kept) + self._told(step)),
+            batch=parts * (brought + _numbers(step, kept) + self._told(step) + self._hidden(step)),
             step=self._step(step, kept),
             filling=llm.forward(filled) + self._stored(block) if kept else 0,
             encoding=max(
@@ -208,6 +208,11 @@ class Job:
         """Bytes of the teacher's user vectors in a part's prompts."""
         users = sum(grid.rows for grid in step.users) * self.cfg.prompts.user_repr
         return users * self.cfg.teacher.d * FP32
+
+    def _hidden(self, step: plan.StepShape) -> int:
+        """Bytes of what each token of a part's users does not see, where their prompts share rows."""
+        places = sum(grid.rows * grid.live for grid in step.users)
+        return 8 * places if self.users.most > 1 else 0
 
     def _blocks(self, lengths: plan.Lengths, kept: bool) -> set[layout.Shape]:
         """Of prompts to encode, in validations."""

@@ -54,6 +54,11 @@ class Trunks:
         return np.diff(np.flatnonzero(self.shared == 0), prepend=-1)
 
     @property
+    def most(self) -> int:
+        """Samples of the longest run."""
+        return int(self.sizes.max())
+
+    @property
     def lengths(self) -> Lengths:
         """Of every prompt by itself."""
         return self.prefix, self.live
