@@ -25,9 +25,8 @@ class Grid(NamedTuple):
 class Outs(NamedTuple):
     """Out slots, where a sequence may hold those of several prompts."""
 
-    at: tuple[
-        Array, ...
-    ]  # int32 [rows, M] of every live grid: tail positions; 0 beyond the sequence's last one
+    # int32 [rows, M] of every live grid: positions in tails; 0 beyond a sequence's last one
+    at: tuple[Array, ...]
     place: Array  # int32 [B] where each prompt is among them, laid end to end
     prompt: Array  # int32 [sum of rows * M] number of the prompt, or B
 

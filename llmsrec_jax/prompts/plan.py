@@ -72,9 +72,9 @@ def plan_steps(
 ) -> list[StepShape]:
     """Training: `rows` prompts of users and items per pass, each sorted by length and cut into groups, items into one less.
 
-    Those of users may share rows; then some of as many rows are empty. Passes are simulated from the lengths (int [n] each); shapes that save most are added one by one. Cheapest first;
-    the last one holds any pass. stored: the items' prefixes are at hand, and taken whole: what is kept may be rounded, so that
-    a part of it computed anew would depend on the shape.
+    Where users' prompts share rows, the others of as many rows are empty. Passes are simulated from the lengths (int [n] each);
+    shapes that save most are added one by one. Cheapest first; the last one holds any pass. stored: the items' prefixes are at
+    hand, and taken whole: what is kept may be rounded, so that a part of it computed anew would depend on the shape.
     """
     rng = np.random.default_rng(seed)
     kinds = [

@@ -22,7 +22,11 @@ Lengths = tuple[np.ndarray, np.ndarray]  # int [..., n] prefix and live tokens
 
 @dataclass(frozen=True, eq=False)
 class Trunks:
-    """Of n samples: the lengths of their prompts, and what they share."""
+    """Of n samples: the lengths of their prompts, and what these share.
+
+    A run is samples of one user, neighbours in time, each of which shares more than the constant prefix with the next one, and
+    no less than the one before it.
+    """
 
     prefix: np.ndarray  # int [n] tokens before the first slot
     live: np.ndarray  # int [n] tokens from there on
@@ -88,7 +92,7 @@ class Trunks:
         return after & (self.shared[samples] > 0)
 
     def rows(self, samples: np.ndarray) -> Lengths:
-        """Prefix and live tokens int64 [..., n] of the rows of samples int [..., n], sorted; those that it takes not are empty, and first."""
+        """Prefix and live tokens int64 [..., n] of the rows of samples int [..., n], sorted: those that are not needed are empty."""
         _, prefix, live = self._rows(samples)
         order = np.lexsort((prefix, prefix + live), axis=-1)
         return np.take_along_axis(prefix, order, -1), np.take_along_axis(live, order, -1)

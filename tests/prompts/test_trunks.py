@@ -102,6 +102,7 @@ def test_every_prompt_is_as_it_is_alone(case, times):
         shared = np.where(trunks.branches(order), trunks.shared[order], 0)
         rows = joined(prompts, shared)
         assert unrolled(rows) == [tokens(prompts, row) for row in range(len(order))]
+        assert unrolled(rows.take(np.arange(len(rows)))) == unrolled(rows)
         assert len(rows) == len(prompts)
         prefix, live = trunks.rows(order)
         np.testing.assert_array_equal(np.sort(rows.live_lengths + rows.prefix_len), prefix + live)
