@@ -19,6 +19,17 @@ class Grid(NamedTuple):
 
     at: Array  # int32 [rows, T]; beyond a sequence's end: its own pads where the axis is the grids, else a place beyond the axis
     length: Array  # int32 [rows]
+    # int32 [rows, T, 2]: from which token of its sequence up to which other one each sees none; None: each sees all before it
+    hidden: Array | None = None
+
+
+class Outs(NamedTuple):
+    """Out slots, where a sequence may hold those of several prompts."""
+
+    # int32 [rows, M] of every live grid: positions in tails; 0 beyond a sequence's last one
+    at: tuple[Array, ...]
+    place: Array  # int32 [B] where each prompt is among them, laid end to end
+    prompt: Array  # int32 [sum of rows * M] number of the prompt, or B
 
 
 class Flat(NamedTuple):
@@ -34,7 +45,8 @@ class Flat(NamedTuple):
 class PromptBatch(NamedTuple):
     """Prompts of static shapes: constant prefixes, and live tails that start at or before the first slot.
 
-    Prompts are numbered grid by grid. The first grids of `live` continue those of `prefix`, the last ones those of `stored`.
+    Prompts are numbered grid by grid, those of a sequence by their Out slots. The first grids of `live` continue those of
+    `prefix`, the last ones those of `stored`.
     """
 
     prefix_ids: Array  # int32 [A of prefix]
@@ -42,13 +54,14 @@ class PromptBatch(NamedTuple):
     stored: tuple[Grid, ...]  # prefixes whose keys and values are at hand: where, on their axis
     kv: Any  # those keys and values (llama.kv.KV), where they came along; None = the model's own store
     ids: Array  # int32 [A of live]; 0 at slots and pads
-    kind: Array  # int8 [A of live] of each token; an Out slot is the last one of its prompt
+    kind: Array  # int8 [A of live] of each token; an Out slot is the last one of its prompt or of a branch
     live: Flat
     slot: Array  # int32 [A of live] number of the projected slot, or how many there are at most
     slot_at: Array  # int32 [slots] token of the slot, or the length of the axis; history slots come first
     slot_item: Array  # int32 [history slots] its item id, or 0
     # float32 [users, E] of the other slots, one in every user's prompt: the teacher's user representation. None: no such slots
     cf_user_repr: Array | None
+    outs: Outs | None = None  # None: every sequence is one prompt
 
 
 class LLMBatch(NamedTuple):

@@ -196,7 +196,8 @@ class Train:
     """LLM-SRec's optimisation (S1)."""
 
     batch: int = 20  # samples per step over all devices: users, where each has one
-    # what a user is trained to predict: its last training item | every one but the first, a sample each (E21)
+    # what a user is trained to predict: its last training item | every one but the first, a sample each (E21), of which those
+    # whose prompts open alike follow one another
     targets: Literal["last", "all"] = "last"
     epochs: int = 10
     lr: float = 1e-4

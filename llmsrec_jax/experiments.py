@@ -160,7 +160,8 @@ CHOICES = {
     ),
     "targets": Choice(
         "What does auto-regressive training train on (Fig. 7)?",
-        "Every position of a training sequence from the second item on, each with what precedes it (train.targets=all)",
+        "Every position of a training sequence from the second item on, each with what precedes it (train.targets=all). "
+        "Samples of one user whose prompts open alike follow one another, so that they meet in a batch",
     ),
 }
 

@@ -16,13 +16,13 @@ from llmsrec_jax.data import sampling
 from llmsrec_jax.data.interactions import Histories, UserSequences
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
-from llmsrec_jax.prompts import layout, plan
+from llmsrec_jax.prompts import layout, plan, trunks
 from llmsrec_jax.prompts.prompts import LatePrompts, PromptBuilder, Prompts
+from llmsrec_jax.prompts.trunks import Trunks
 from llmsrec_jax.stores import ItemStore
 
 # windows of a batch: groups of similar length, compiled shapes at most
 TEACHER_GROUPS, TEACHER_SHAPES = 4, 3
-Lengths = tuple[np.ndarray, np.ndarray]  # of prompts: int [n] prefix and live tokens
 
 
 def stream(build: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
@@ -34,14 +34,18 @@ def stream(build: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
 
 
 class EpochOrder:
-    """Which users make up a step: a fresh permutation every epoch, whole batches only, a function of (seed, step)."""
+    """Which users make up a step: a fresh permutation every epoch, whole batches only, a function of (seed, step).
 
-    def __init__(self, users: np.ndarray, batch: int, seed: int):
+    Or which samples, told by their `trunks`: runs are permuted, and those of a run follow one another, so that they meet in a
+    batch. A batch holds as many samples as it does without runs; where it ends, it cuts one.
+    """
+
+    def __init__(self, users: np.ndarray, batch: int, seed: int, trunks: Trunks | None = None):
         if len(users) == 0:
             raise ValueError(
                 "no user has enough training interactions; lower data.min_user or check the data"
             )
-        self.users, self.seed = users, seed
+        self.users, self.seed, self._trunks = users, seed, trunks
         self.batch = min(batch, len(users))
         self.steps_per_epoch = len(users) // self.batch
         self._cached: tuple[int, np.ndarray] = (-1, users)
@@ -50,9 +54,14 @@ class EpochOrder:
         epoch, within = divmod(step, self.steps_per_epoch)
         cached, order = self._cached
         if cached != epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.users)
+            order = self._order(np.random.default_rng((self.seed, epoch)))
             self._cached = (epoch, order)
         return order[within * self.batch : (within + 1) * self.batch]
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        if self._trunks is None:
+            return rng.permutation(self.users)
+        return self.users[self._trunks.ordered(rng.permutation(len(self._trunks.sizes)))]
 
 
 def per_device(users: int, devices: int, field: str) -> int:
@@ -149,7 +158,11 @@ def windows(sequences: UserSequences, rows: np.ndarray, width: int) -> np.ndarra
 
 
 class LLMBatches:
-    """LLM-SRec's training batches: the users' prompts of samples, and those of their candidates."""
+    """LLM-SRec's training batches: the users' prompts of samples, and those of their candidates.
+
+    `train.batch` counts samples. Those of one user whose prompts open alike follow one another in an epoch (`EpochOrder`), and
+    go through the LLM as one row (prompts/trunks.py) as far as they are of one device and part.
+    """
 
     def __init__(
         self,
@@ -164,17 +177,19 @@ class LLMBatches:
         """`cf_user_repr` float32 [n, E]: the teacher's vectors of the samples' inputs."""
         self.samples, self.cfg, self.devices, self.builder = samples, cfg, devices, builder
         self.mine, self.store = own(devices, mine), store
-        self.order = EpochOrder(np.arange(len(samples)), cfg.train.batch, cfg.seed)
+        self.trunks = Trunks.of(builder, samples).in_training(cfg.lora)
+        every = np.arange(len(samples))
+        self.order = EpochOrder(every, cfg.train.batch, cfg.seed, self.trunks)
         self.rows = per_device(self.order.batch, devices, "train.batch")
         self.parts = parts_of(self.rows, cfg.train.parts or 1)  # 0: nothing has planned it
         self.cf_user_repr, self.targets = cf_user_repr, samples.targets
         self.items = builder.items(np.arange(1, samples.dataset.catalog.size))
-        of_items = self.items.prefix_len, self.items.live_lengths
-        self.user_lengths = plan.in_training(builder.user_lengths(samples), cfg.lora)
-        self.item_lengths = plan.in_training(of_items, cfg.lora)
+        lengths = trunks.in_training((self.items.prefix_len, self.items.live_lengths), cfg.lora)
+        self.item_trunks = Trunks.apart(lengths)
         rows = self.rows // self.parts
+        self.shared = min(rows, self.trunks.most)  # at most so many samples in a row
         self.shapes = plan.plan_steps(
-            *(self.user_lengths, self.item_lengths, (rows, rows * (1 + cfg.train.negatives))),
+            *(self.trunks, lengths, (rows, rows * (1 + cfg.train.negatives))),
             *(cfg.train.length_groups, cfg.train.shapes, cfg.seed, store is not None),
         )
 
@@ -191,18 +206,18 @@ class LLMBatches:
         return self._shape(*self.members(step)[:2])
 
     def _shape(self, rows: np.ndarray, item_rows: np.ndarray) -> plan.StepShape:
-        users, items = _of(self.user_lengths, rows), _of(self.item_lengths, item_rows)
+        users, items = self.trunks.rows(rows), self.item_trunks.rows(item_rows)
         return plan.choose_step(self.shapes, users, items)
 
     def members(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Samples and item prompts int [devices, parts, n], and candidates (item ids) int [devices, samples, C] of a step."""
         rows = self.order(step).reshape(self.devices, self.rows)
-        rows = np.stack([_deal(self.user_lengths, r, self.parts) for r in rows])
+        rows = np.stack([self.trunks.deal(r, self.parts) for r in rows])
         candidates = self._candidates(rows, step // self.order.steps_per_epoch)
         item_rows = candidates.reshape(self.devices, -1) - 1
         return (
             rows,
-            np.stack([_deal(self.item_lengths, r, self.parts) for r in item_rows]),
+            np.stack([self.item_trunks.deal(r, self.parts) for r in item_rows]),
             candidates,
         )
 
@@ -218,10 +233,9 @@ class LLMBatches:
         shape: plan.StepShape,
     ) -> LLMBatch:
         """Of samples [parts, n], items [parts, m] and candidates [parts * n, C] of one device."""
-        prompts = self.user_prompts(rows.ravel())
-        own_rows = np.arange(rows.size).reshape(rows.shape)
         parts = [
-            self._part(prompts, own_rows[part], item_rows[part], shape) for part in range(len(rows))
+            self._part(self._rows(some), items, shape)
+            for some, items in zip(rows, item_rows, strict=True)
         ]
         return LLMBatch(
             prompts=parallel.stack(parts),
@@ -229,13 +243,19 @@ class LLMBatches:
             cf_user_repr=self.cf_user_repr[rows.ravel()],
         )
 
-    def _part(
-        self, prompts: Prompts, rows: np.ndarray, item_rows: np.ndarray, shape: plan.StepShape
-    ) -> PromptBatch:
-        users = _groups(prompts, rows, shape.users)
+    def _rows(self, samples: np.ndarray) -> Prompts:
+        """Prompts of samples [n], those that share a trunk in one row."""
+        prompts = self.user_prompts(samples)
+        if self.shared == 1:
+            return prompts
+        shared = np.where(self.trunks.branches(samples), self.trunks.shared[samples], 0)
+        return trunks.joined(prompts, shared)
+
+    def _part(self, prompts: Prompts, item_rows: np.ndarray, shape: plan.StepShape) -> PromptBatch:
+        users = _groups(prompts, np.arange(len(prompts)), shape.users, self.shared)
         items = _groups(self.items, item_rows, shape.items)
         cfg = self.cfg.prompts
-        slots = (len(rows) * cfg.history_len + len(item_rows)) * cfg.item_repr
+        slots = (len(prompts) * cfg.history_len + len(item_rows)) * cfg.item_repr
         live = shape.user_tokens.live + shape.item_tokens.live
         prefix = shape.user_tokens.prefix
         if self.store is None:
@@ -281,24 +301,12 @@ def parts_of(users: int, parts: int) -> int:
     return parts
 
 
-def _of(lengths: Lengths, rows: np.ndarray) -> Lengths:
-    return lengths[0][rows], lengths[1][rows]
-
-
-def _deal(lengths: Lengths, rows: np.ndarray, parts: int) -> np.ndarray:
-    """int [parts, n]: rows dealt out so that no part has all the long ones; each sorted by length."""
-    prefix, live = _of(lengths, rows)
-    ranked = rows[np.lexsort((prefix, prefix + live))].reshape(-1, parts)
-    ranked[1::2] = ranked[1::2, ::-1]
-    return ranked.T
-
-
 def _groups(
-    prompts: Prompts, rows: np.ndarray, shapes: Sequence[layout.Shape]
+    prompts: Prompts, rows: np.ndarray, shapes: Sequence[layout.Shape], outs: int = 1
 ) -> list[layout.Group]:
     ends = np.cumsum([shape.rows for shape in shapes])[:-1]
     return [
-        layout.Group(prompts, some, shape)
+        layout.Group(prompts, some, shape, outs=outs)
         for some, shape in zip(np.split(rows, ends), shapes, strict=True)
     ]
 

@@ -23,8 +23,9 @@ from llmsrec_jax.llama.lora import TARGETS
 from llmsrec_jax.llama.sharding import FSDP, TENSOR
 from llmsrec_jax.llama.weights import compute_dtype
 from llmsrec_jax.models import llm4rec
-from llmsrec_jax.prompts import layout, plan
+from llmsrec_jax.prompts import layout, plan, trunks
 from llmsrec_jax.prompts.prompts import PromptBuilder
+from llmsrec_jax.prompts.trunks import Trunks
 
 GIB = 1 << 30
 FP32 = 4  # bytes of everything that trains
@@ -67,7 +68,7 @@ class Job:
 
     cfg: config.Config
     llama: LlamaConfig
-    users: plan.Lengths  # of all training prompts, as they are encoded
+    users: Trunks  # of all training prompts, as they are encoded
     items: plan.Lengths  # of the whole catalogue, alike
     devices: int
     batch: int  # samples per step, over all devices
@@ -93,7 +94,7 @@ class Job:
         return cls(
             cfg,
             llama,
-            builder.user_lengths(samples),
+            Trunks.of(builder, samples),
             (items.prefix_len, items.live_lengths),
             mesh.mesh.size,
             batch,
@@ -124,11 +125,14 @@ class Job:
             teacher=(len(self.items[0]) + 1) * self.cfg.teacher.d * FP32,
             trained=3 * self._gradients,
             store=self.prefixes + self._stored(block) if store == "hbm" else 0,
-            batch=parts * (brought + _numbers(step, kept) + self._told(step)),
+            batch=parts * (brought + _numbers(step, kept) + self._told(step) + self._hidden(step)),
             step=self._step(step, kept),
             filling=llm.forward(filled) + self._stored(block) if kept else 0,
             encoding=max(
-                *(self._encoding(grid, "recompute") for grid in self._blocks(self.users, False)),
+                *(
+                    self._encoding(grid, "recompute")
+                    for grid in self._blocks(self.users.lengths, False)
+                ),
                 *(self._encoding(grid, store) for grid in self._blocks(self.items, kept)),
             ),
         )
@@ -183,7 +187,7 @@ class Job:
         lora = self.cfg.lora
         options = (rows, cfg.negatives, cfg.length_groups, cfg.shapes, passes, kept, lora.trains)
         if options not in self._planned:
-            users, items = (plan.in_training(each, lora) for each in (self.users, self.items))
+            users, items = self.users.in_training(lora), trunks.in_training(self.items, lora)
             lengths = users, items, (rows, rows * (1 + cfg.negatives))
             found = plan.plan_steps(*lengths, cfg.length_groups, cfg.shapes, seed, kept)
             self._planned[options] = plan.met(found, *lengths, passes, seed), found[-1]
@@ -216,10 +220,15 @@ class Job:
         users = sum(grid.rows for grid in step.users) * self.cfg.prompts.user_repr
         return users * self.cfg.teacher.d * FP32
 
+    def _hidden(self, step: plan.StepShape) -> int:
+        """Bytes of what each token of a part's users does not see, where their prompts share rows."""
+        places = sum(grid.rows * grid.live for grid in step.users)
+        return 8 * places if self.users.most > 1 else 0
+
     def _blocks(self, lengths: plan.Lengths, kept: bool) -> set[layout.Shape]:
         """Of prompts to encode, in validations."""
         planned, cfg = plan.plan_stored if kept else plan.plan_sorted, self.cfg.evaluate
-        options = (id(lengths), kept, cfg.batch, cfg.shapes)
+        options = (id(lengths[1]), kept, cfg.batch, cfg.shapes)
         if options not in self._planned:
             blocks = planned(*lengths, cfg.batch, cfg.shapes)
             self._planned[options] = {shape for _, shape in blocks}

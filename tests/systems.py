@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from llmsrec_jax import config, results
-from llmsrec_jax.batch import HISTORY, PromptBatch
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, Grid, PromptBatch
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama import config as llama_config
@@ -139,12 +139,23 @@ def rows_of(batch: PromptBatch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray
     for grid, before in zip(batch.live.grids, batch.prefix.grids, strict=True):
         for row in range(len(grid.length)):
             prefix = batch.prefix_ids[before.at[row, : before.length[row]]]
-            live = grid.at[row, : grid.length[row]]
-            slots = batch.slot[live][batch.kind[live] == HISTORY]
-            assert (batch.slot_at[slots] == live[batch.kind[live] == HISTORY]).all()
-            ids = np.concatenate([prefix, batch.ids[live]])
-            found.append((ids, batch.kind[live], batch.slot_item[slots]))
+            whole = grid.at[row, : grid.length[row]]
+            for out in np.flatnonzero(np.isin(batch.kind[whole], (USER_OUT, ITEM_OUT))):
+                live = whole[seen(grid, row, out)]
+                slots = batch.slot[live][batch.kind[live] == HISTORY]
+                assert (batch.slot_at[slots] == live[batch.kind[live] == HISTORY]).all()
+                ids = np.concatenate([prefix, batch.ids[live]])
+                at = len(prefix) + np.arange(len(live))
+                np.testing.assert_array_equal(batch.live.position[live], at)
+                found.append((ids, batch.kind[live], batch.slot_item[slots]))
     return found
+
+
+def seen(grid: Grid, row: int, query: int) -> np.ndarray:
+    """The tokens of a row that one of them sees."""
+    keys = np.arange(query + 1)
+    first, last = (0, 0) if grid.hidden is None else grid.hidden[row, query]
+    return keys[(keys < first) | (keys >= last)]
 
 
 def relative_error(got: Any, want: Any) -> float:

@@ -1,5 +1,6 @@
 """Batches: a function of (seed, step), every user once an epoch, candidates at the right prompts, few shapes."""
 
+import itertools
 from operator import itemgetter
 
 import jax
@@ -12,6 +13,7 @@ from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama.kv import KV
 from llmsrec_jax.loaders import EpochOrder, LLMBatches, TeacherBatches
+from llmsrec_jax.prompts.trunks import Trunks
 from llmsrec_jax.stores import ItemStore
 from tests.factories import dataset, random_dataset
 from tests.systems import System, rows_of, system
@@ -68,6 +70,22 @@ def test_fewer_users_than_a_batch():
     order = EpochOrder(np.arange(3), 8, seed=0)
     assert order.batch == 3 and order.steps_per_epoch == 1
     assert sorted(order(5)) == [0, 1, 2]
+
+
+def test_samples_of_a_run_follow_one_another():
+    """The latest first; where a batch ends, the next one goes on."""
+    shared = np.array([5, 0, 0, 5, 6, 7, 0])
+    trunks = Trunks(np.full(7, 4), np.full(7, 9), shared)
+    order = EpochOrder(np.arange(7), 3, seed=0, trunks=trunks)
+    assert order.steps_per_epoch == 2
+    seen = set()
+    for epoch in range(20):
+        found = [*order(2 * epoch), *order(2 * epoch + 1)]
+        assert len(set(found)) == 6
+        seen.add(tuple(found))
+        assert not shared[found[0]]
+        assert all(not shared[b] or a == b + 1 for a, b in itertools.pairwise(found))
+    assert len(seen) > 4
 
 
 def test_no_user_at_all():
@@ -137,10 +155,13 @@ def test_what_is_in_a_batch(made, devices, parts, exclude, targets):
             seen += rows
             before = [place - data.train.offsets[user_of[place]] for place in rows]
             wanted = made.builder.users(data.train.beginnings(user_of[rows], np.array(before)))
-            lengths = [len(ids) for ids, _ in users]
-            for start in range(0, len(lengths), len(lengths) // parts):
-                of_part = lengths[start : start + len(lengths) // parts]
-                assert of_part == sorted(of_part)
+            for part in range(parts):
+                one = jax.tree.map(itemgetter((device, part)), batch.prompts)
+                tokens = [
+                    np.concatenate([grid.length for grid in axis.grids])[: len(users) // parts]
+                    for axis in (one.prefix, one.live)
+                ]
+                assert (np.diff(sum(tokens)) >= 0).all()
             for place, row in enumerate(rows):
                 ids, slots = users[place]
                 span = slice(wanted.offsets[place], wanted.offsets[place + 1])
@@ -247,7 +268,7 @@ def test_items_at_hand_leave_their_prefixes_out(made, kind):
         assert (batch.kv is None) == (kind == "hbm")
         wanted = iter(whole[6:])
         for grid, tails in zip(batch.stored, batch.live.grids[-len(batch.stored) :], strict=True):
-            for at, n, live, t in zip(*grid, *tails, strict=True):
+            for at, n, live, t in zip(*grid[:2], *tails[:2], strict=True):
                 ids = np.concatenate([found[at[:n]], batch.ids[live[:t]]])
                 np.testing.assert_array_equal(ids, next(wanted)[0])
 

@@ -123,6 +123,7 @@ class Case:
             {**SHORT, "mesh.devices": 4, "mesh.fsdp": 2, "mesh.tensor": 2}, marks=pytest.mark.slow
         ),
         pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"prompts.history_len": 4, "train.targets": "all"}, marks=pytest.mark.slow),
         pytest.param({"llm.remat": "inputs", "train.length_groups": 3}, marks=pytest.mark.slow),
         pytest.param({"llm.remat": "none", "train.parts": 4}, marks=pytest.mark.slow),
     ],

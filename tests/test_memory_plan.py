@@ -11,6 +11,7 @@ from llmsrec_jax import config, memory, memory_plan, parallel
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.memory import GIB, Job
 from llmsrec_jax.memory_plan import MARGIN, Plan
+from llmsrec_jax.prompts.trunks import Trunks
 
 MESH = parallel.make_mesh(config.Mesh(devices=1))
 
@@ -23,7 +24,8 @@ def job() -> Job:
     cfg, rng = config.apply(config.Config(), changes), np.random.default_rng(0)
     users = np.full(1000, 30), np.append(rng.integers(100, 200, 999), 900)
     items = rng.integers(20, 60, 40), np.full(40, 10)
-    return Job(cfg, llama_config.size("llama-3.2-1b"), users, items, 1, batch=8, steps=100)
+    llama, users = llama_config.size("llama-3.2-1b"), Trunks.apart(users)
+    return Job(cfg, llama, users, items, 1, batch=8, steps=100)
 
 
 def choose(job: Job, size: float, **changes: Any) -> Plan:

@@ -33,11 +33,12 @@ class PaddedLlama(Llama):
         """Of one width for each kind of prompt, so that all positions are read grid by grid."""
         rows = lambda grid: jnp.broadcast_to(jnp.arange(grid.at.shape[1]), grid.at.shape)
         read, begin = [], 0
-        flattened = super()._read(x_AD, flat, past, [rows(g) for g in flat.grids], "inputs", added)
+        every = [rows(grid) for grid in flat.grids]
+        flattened = super().extend(x_AD, flat, past, every, remat="inputs", added=added)
         for grid, at in zip(flat.grids, out, strict=True):
             n, width = grid.at.shape
             h_BTD = flattened[begin : begin + n * width].reshape(n, width, -1)
-            read.append(jnp.take_along_axis(h_BTD, at[..., None], axis=1))
+            read.append(jnp.take_along_axis(h_BTD, at[..., None], axis=1).reshape(at.size, -1))
             begin += n * width
         return jnp.concatenate(read)
 

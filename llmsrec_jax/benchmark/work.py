@@ -13,8 +13,8 @@ from llmsrec_jax.llama import flops
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.lora import TARGETS
 from llmsrec_jax.models import cf
-from llmsrec_jax.prompts import plan
 from llmsrec_jax.prompts.prompts import Prompts
+from llmsrec_jax.prompts.trunks import in_training
 
 TRAINED = 3  # forward, backward to inputs, backward to weights
 
@@ -72,7 +72,7 @@ class Sizes:
         """Of prompts with these lengths (int [n] each) and this many slots to project in all; `kept`: no prefix to compute."""
         llama, total = self.llama, prefix + live
         if training:
-            prefix, live = plan.in_training((prefix, live), self._lora)
+            prefix, live = in_training((prefix, live), self._lora)
         heads = (TRAINED if training else 1) * (slots * self._slot + len(live) * self._head)
         useful = flops.prefill(llama, np.where(kept, 0, prefix))
         useful += flops.extend(llama, prefix, live)

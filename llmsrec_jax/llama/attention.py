@@ -30,17 +30,19 @@ def attend(
     length: Int[Array, "B"],
     past: Past | None = None,
     at_BT: Int[Array, "B T"] | None = None,
+    hidden_BS2: Int[Array, "B S 2"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Causal softmax(q k / sqrt(H)) v over the prefix and the tail up to each query.
 
     length: tail tokens that are real; later ones are never attended to. Queries beyond it get finite values of no meaning.
     at: tail position of every query; None = query t is at position t.
+    hidden: per tail position, from which tail position up to which other one it sees no key; None = it sees all before it.
     """
-    if past is None and at_BT is None and _cudnn_fits(q_BTNH):
+    if past is None and at_BT is None and hidden_BS2 is None and _cudnn_fits(q_BTNH):
         return _attend_cudnn(q_BTNH, k_BSKH, v_BSKH, length)
     if at_BT is None and jax.default_backend() == "cpu" and q_BTNH.shape[1] >= MIN_BLOCK:
-        return _attend_row_by_row(q_BTNH, k_BSKH, v_BSKH, length, past)
-    mask = _mask(length, k_BSKH.shape[1], at_BT)
+        return _attend_row_by_row(q_BTNH, k_BSKH, v_BSKH, length, past, hidden_BS2)
+    mask = _mask(length, k_BSKH.shape[1], at_BT, hidden_BS2)
     start = 0  # of the tail among the keys
     if past is not None:
         start = past.k.shape[1]
@@ -61,7 +63,12 @@ def attend(
 
 
 def _attend_row_by_row(
-    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, length: Array, past: Past | None
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    length: Array,
+    past: Past | None,
+    hidden_BS2: Array | None,
 ) -> Array:
     """For processors: what one row's block of queries needs stays in their cache, and blocks of pads are not computed."""
     if past is None:
@@ -69,25 +76,30 @@ def _attend_row_by_row(
         past = Past(none, none, jnp.zeros_like(length))
 
     def block(first: int, row: Any) -> Array:
-        q_TNH, k_SKH, v_SKH, length, past = row
+        q_TNH, k_SKH, v_SKH, length, past, hidden_T2 = row
         T, end, start = len(q_TNH), len(k_SKH), len(past.k)
         before = jnp.broadcast_to(jnp.arange(start) < past.length, (T, start))
         key, query = jnp.arange(end), jnp.arange(first, first + T)[:, None]
-        mask = jnp.concatenate([before, (key <= query) & (key < length)], axis=-1)
+        tail = (key <= query) & (key < length)
+        if hidden_T2 is not None:
+            tail &= ~_between(key, hidden_T2)
+        mask = jnp.concatenate([before, tail], axis=-1)
         k_SKH, v_SKH = jnp.concatenate([past.k, k_SKH]), jnp.concatenate([past.v, v_SKH])
         return _attend_one(q_TNH, k_SKH, v_SKH, mask)
 
     def one(row: Any) -> Array:
-        q_TNH, k_SKH, v_SKH, length, past = row
+        q_TNH, k_SKH, v_SKH, length, past, hidden_S2 = row
         outs = []
         for first, end in blocks(len(q_TNH)):
             q = q_TNH[first:end]
             some, empty = partial(block, first), lambda row: jnp.zeros_like(row[0])
-            needed = (q, k_SKH[:end], v_SKH[:end], length, past)
+            hidden = None if hidden_S2 is None else hidden_S2[first:end]
+            needed = (q, k_SKH[:end], v_SKH[:end], length, past, hidden)
             outs.append(jax.lax.cond(first < length, some, empty, needed))
         return jnp.concatenate(outs)
 
-    return jax.lax.map(jax.checkpoint(one), (q_BTNH, k_BSKH, v_BSKH, length, past))
+    every = (q_BTNH, k_BSKH, v_BSKH, length, past, hidden_BS2)
+    return jax.lax.map(jax.checkpoint(one), every)
 
 
 def blocks(T: int) -> list[tuple[int, int]]:
@@ -97,11 +109,21 @@ def blocks(T: int) -> list[tuple[int, int]]:
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-def _mask(length: Array, S: int, at_BT: Array | None) -> Array:
+def _mask(length: Array, S: int, at_BT: Array | None, hidden_BS2: Array | None) -> Array:
     """bool [B, T, S]: which tail keys a query sees."""
     key = jnp.arange(S)
     query = key[None, :] if at_BT is None else at_BT
-    return (key <= query[:, :, None]) & (key < length[:, None, None])
+    mask = (key <= query[:, :, None]) & (key < length[:, None, None])
+    if hidden_BS2 is None:
+        return mask
+    if at_BT is not None:
+        hidden_BS2 = jnp.take_along_axis(hidden_BS2, at_BT[..., None], axis=1)
+    return mask & ~_between(key, hidden_BS2)
+
+
+def _between(key: Array, hidden: Array) -> Array:
+    """bool [..., S]: keys [S] that `hidden` [..., 2] names."""
+    return (key >= hidden[..., :1]) & (key < hidden[..., 1:])
 
 
 def _attend_xla(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> Array:

@@ -107,25 +107,12 @@ class Llama(nnx.Module):
         *,
         remat: str = "names",
         added: Added = NOTHING,
-    ) -> Float[Array, "B M D"]:
-        """Final hidden states, float32, at tail positions `out` of every grid's sequences, grid after grid.
+    ) -> Float[Array, "Q D"]:
+        """Final hidden states, float32, at tail positions `out` of every grid's sequences, one after the other.
 
         Differentiable in x and in `added`, LoRA of all layers. past: per grid, what its tails continue; None = the tail is the whole prompt.
         remat: what is kept for the backward pass: none (everything) | names (no weight product is recomputed) | inputs (of layers).
         """
-        x_BD = self._read(x_AD, flat, past, out, remat, added)
-        return x_BD.reshape(-1, out[0].shape[1], x_BD.shape[-1])
-
-    def _read(
-        self,
-        x_AD: Array,
-        flat: Flat,
-        past: Sequence[Source | None],
-        out: Sequence[Array],
-        remat: str,
-        added: Added,
-    ) -> Array:
-        """`extend` with positions of any number per grid, one after the other: [sum of rows * M, D]."""
         rope = ops.rope_tables(self.cfg, flat.position)
         dtype = self.table[...].dtype
 
@@ -147,7 +134,8 @@ class Llama(nnx.Module):
         B, T, D = x_BTD.shape
         at = jnp.arange(B * T, dtype=jnp.int32).reshape(B, T)
         flat = Flat(at.ravel() % T, None, (Grid(at, length),))
-        return self.extend(x_BTD.reshape(-1, D), flat, [None], [at % T], remat="none")
+        every = self.extend(x_BTD.reshape(-1, D), flat, [None], [at % T], remat="none")
+        return every.reshape(B, T, D)
 
     def _numbered(self, added: Added) -> tuple[tuple[Array, Added], tuple[int, Added]]:
         """Numbers of the layers with their rows of `added`: of all but the last, stacked, and of the last."""
@@ -197,8 +185,8 @@ def _layer(
     q = axes.spread(q_ANH, flat) if out is None else axes.split(q_ANH, out)
     k, v = axes.spread(k_AKH, flat), axes.spread(v_AKH, flat)
     positions = [None] * len(q) if out is None else out
-    lengths = [grid.length for grid in flat.grids]
-    a = [attend(*each) for each in zip(q, k, v, lengths, past, positions, strict=True)]
+    lengths, hidden = [grid.length for grid in flat.grids], [grid.hidden for grid in flat.grids]
+    a = [attend(*each) for each in zip(q, k, v, lengths, past, positions, hidden, strict=True)]
     a_ANH = axes.join(a) if out is not None else axes.collect(a, flat)
     o_AD = sharding.leave(ops.linear(a_ANH, w["o"], 2))
     mid_AD = checkpoint_name(x_AD + o_AD, "mid")

@@ -134,10 +134,12 @@ def hidden(
     key: of dropout.
     """
     x_AD, added = _tail(model, llama, prompts, frozen.cf_items), model.added(key)
-    past = _past(llama, prompts, frozen.items, added)
-    out = [grid.length[:, None] - 1 for grid in prompts.live.grids]
-    h_B1D = llama.extend(x_AD, prompts.live, past, out, remat=remat, added=added)
-    return h_B1D[:, 0].astype(jnp.float32)
+    past, outs = _past(llama, prompts, frozen.items, added), prompts.outs
+    at = [grid.length[:, None] - 1 for grid in prompts.live.grids] if outs is None else outs.at
+    h_BD = llama.extend(x_AD, prompts.live, past, at, remat=remat, added=added)
+    if outs is not None:
+        h_BD = axes.permute(h_BD, outs.place, outs.prompt)
+    return h_BD.astype(jnp.float32)
 
 
 HEADS = {"users": "user_head", "items": "item_head"}

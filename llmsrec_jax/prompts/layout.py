@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmsrec_jax.batch import HISTORY, USER_REPR, Flat, Grid, PromptBatch
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, USER_REPR, Flat, Grid, Outs, PromptBatch
 from llmsrec_jax.data.interactions import offsets_of, spans
 from llmsrec_jax.prompts.prompts import Prompts
 
@@ -29,6 +29,7 @@ class Group(NamedTuple):
     rows: np.ndarray  # int [shape.rows]
     shape: Shape
     stored: np.ndarray | None = None  # int [rows] where their prefixes begin among those at hand
+    outs: int = 1  # at most so many prompts in a row: more with branches only
 
 
 class Budget(NamedTuple):
@@ -48,13 +49,20 @@ def fill(groups: Sequence[Group], slots: int, budget: Budget | None = None) -> P
     """
     start, cut, live = zip(*map(_measure, groups), strict=True)
     widths = [group.shape.live for group in groups]
-    axis, places = _flat(live, widths, cut, budget and budget.live)
+    axis, at_live = _flat(live, widths, cut, budget and budget.live)
     ids, kind, item = (np.zeros(len(axis.position), t) for t in (np.int32, np.int8, np.int32))
-    for group, at, first, skipped, length in zip(groups, places, start, cut, live, strict=True):
-        source = spans(first + skipped, length)
+    grids = list(axis.grids)
+    for g, (group, at) in enumerate(zip(groups, at_live, strict=True)):
+        source = spans(start[g] + cut[g], live[g])
         ids[at] = group.prompts.ids[source]
         kind[at] = group.prompts.kind[source]
         item[at] = group.prompts.slot_item[source]
+        if group.prompts.branches is not None:
+            position, hidden = (x[source] for x in group.prompts.branches)
+            axis.position[at] = position
+            hidden = np.maximum(hidden - np.repeat(cut[g], live[g])[:, None], 0)
+            grids[g] = grids[g]._replace(hidden=_on_grid(hidden, live[g], group.shape.live))
+    axis = axis._replace(grids=tuple(grids))
     made = [g for g, group in enumerate(groups) if group.stored is None]
     prefix, places = _flat(
         [cut[g] for g in made],
@@ -73,7 +81,11 @@ def fill(groups: Sequence[Group], slots: int, budget: Budget | None = None) -> P
     told = [g.prompts.cf_user_repr[g.rows] for g in groups if g.prompts.cf_user_repr is not None]
     cf_user_repr = np.concatenate(told) if told else None
     numbers = _slots(kind, item, slots, sum(map(len, told)))
-    return PromptBatch(prefix_ids, prefix, stored, None, ids, kind, axis, *numbers, cf_user_repr)
+    several = any(group.prompts.branches is not None for group in groups)
+    outs = _outs(groups, [kind[at] for at in at_live], live) if several else None
+    return PromptBatch(
+        prefix_ids, prefix, stored, None, ids, kind, axis, *numbers, cf_user_repr, outs
+    )
 
 
 def prefixes(prompts: Prompts, rows: np.ndarray, count: int, width: int) -> tuple[np.ndarray, Flat]:
@@ -132,6 +144,35 @@ def _flat(
         places.append(tokens)
         base, begin = base + space, begin + int(length.sum())
     return Flat(position, None if size is None else place, tuple(grids)), places
+
+
+def _on_grid(values: np.ndarray, length: np.ndarray, width: int) -> np.ndarray:
+    """[rows, width, ...] of the values [A, ...] of rows of these lengths; zeros behind them."""
+    grid = np.zeros((len(length) * width, *values.shape[1:]), np.int32)
+    grid[spans(np.arange(len(length)) * width, length)] = values
+    return grid.reshape(len(length), width, *values.shape[1:])
+
+
+def _outs(
+    groups: Sequence[Group], kinds: Sequence[np.ndarray], lengths: Sequence[np.ndarray]
+) -> Outs:
+    """kinds: of the live tokens of every group, whose rows have these lengths."""
+    grids, place, base = [], [], 0
+    for group, kind, length in zip(groups, kinds, lengths, strict=True):
+        out = np.flatnonzero(np.isin(kind, (USER_OUT, ITEM_OUT)))
+        row = np.repeat(np.arange(len(length)), length)[out]
+        number = np.arange(len(row)) - np.searchsorted(row, row)  # in its row
+        if number.max(initial=0) >= group.outs:
+            raise ValueError(f"{number.max() + 1} prompts in a row, where {group.outs} fit")
+        at = np.zeros((len(length), group.outs), np.int32)
+        at[row, number] = spans(np.zeros_like(length), length)[out]
+        grids.append(at)
+        place.append(base + row * group.outs + number)
+        base += at.size
+    places = np.concatenate(place).astype(np.int32)
+    prompt = np.full(base, len(places), np.int32)
+    prompt[places] = np.arange(len(places))
+    return Outs(tuple(grids), places, prompt)
 
 
 def _stored(starts: np.ndarray, length: np.ndarray, width: int) -> Grid:

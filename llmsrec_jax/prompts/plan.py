@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmsrec_jax import config
 from llmsrec_jax.prompts.layout import Budget, Shape
+from llmsrec_jax.prompts.trunks import Lengths, Trunks
 
 _MULTIPLE = 8
 _LIVE_COST = 2  # of a live token against a prefix token: forward and backward against forward only
@@ -21,8 +21,6 @@ _STORED_TOKENS = 2048  # live ones of a block of prompts whose prefixes are at h
 _FULL_ROWS = 512  # live tokens up to which an evaluation block keeps all its rows
 _PAIRS = 2000  # of a query and a key: what attention to them costs, in forward passes of a token
 _BUDGET_MULTIPLES = ((2048, 64), (1 << 62, 256))  # (tokens up to which, multiple)
-
-Lengths = tuple[np.ndarray, np.ndarray]  # int [..., n] prefix and live tokens
 
 
 class StepShape(NamedTuple):
@@ -63,17 +61,8 @@ def _fits(
     return within & (longest <= width).all(axis=-1)
 
 
-def in_training(lengths: Lengths, lora: config.Lora) -> Lengths:
-    """Prefix and live tokens where prompts of these lengths are trained on.
-
-    What stands before the first slot is constant only while nothing trains that it passes through: with LoRA, all is live.
-    """
-    prefix, live = lengths
-    return (np.zeros_like(prefix), prefix + live) if lora.trains else lengths
-
-
 def plan_steps(
-    users: Lengths,
+    users: Trunks,
     items: Lengths,
     rows: tuple[int, int],
     groups: int,
@@ -83,15 +72,15 @@ def plan_steps(
 ) -> list[StepShape]:
     """Training: `rows` prompts of users and items per pass, each sorted by length and cut into groups, items into one less.
 
-    Passes are simulated from the lengths (int [n] each); shapes that save most are added one by one. Cheapest first;
-    the last one holds any pass. stored: the items' prefixes are at hand, and taken whole: what is kept may be rounded, so that
-    a part of it computed anew would depend on the shape.
+    Where users' prompts share rows, the others of as many rows are empty. Passes are simulated from the lengths (int [n] each);
+    shapes that save most are added one by one. Cheapest first; the last one holds any pass. stored: the items' prefixes are at
+    hand, and taken whole: what is kept may be rounded, so that a part of it computed anew would depend on the shape.
     """
     rng = np.random.default_rng(seed)
     kinds = [
-        _Drawn(lengths, n, cuts, rng, whole)
-        for lengths, n, cuts, whole in zip(
-            (users, items), rows, (groups, groups - 1), (False, stored), strict=True
+        _Drawn(prompts, n, cuts, rng, whole)
+        for prompts, n, cuts, whole in zip(
+            (users, Trunks.apart(items)), rows, (groups, groups - 1), (False, stored), strict=True
         )
     ]
     user, item = ([kind.sizes(q, b) for q in _QUANTILES for b in _QUANTILES] for kind in kinds)
@@ -107,7 +96,7 @@ def plan_steps(
 
 def met(
     steps: Sequence[StepShape],
-    users: Lengths,
+    users: Trunks,
     items: Lengths,
     rows: tuple[int, int],
     passes: int,
@@ -115,35 +104,31 @@ def met(
 ) -> list[StepShape]:
     """The shapes of `plan_steps` that at least one of so many simulated passes, other ones than there, takes."""
     rng = np.random.default_rng([seed, passes])
-    drawn = [
-        _draw(lengths, n, passes, rng) for lengths, n in zip((users, items), rows, strict=True)
-    ]
+    kinds = zip((users, Trunks.apart(items)), rows, strict=True)
+    drawn = [_draw(prompts, n, passes, rng) for prompts, n in kinds]
     fits = np.stack([step.holds(*drawn) for step in steps])
     fits[-1] = True
     return [steps[i] for i in np.unique(np.argmax(fits, axis=0))]
 
 
-def _draw(lengths: Lengths, rows: int, passes: int, rng: np.random.Generator) -> Lengths:
+def _draw(prompts: Trunks, rows: int, passes: int, rng: np.random.Generator) -> Lengths:
     """Prefix and live tokens int64 [passes, rows] of sorted passes."""
-    prefix, live = (np.asarray(x, np.int64) for x in lengths)
-    if not len(live):
+    if not len(prompts):
         raise ValueError("no lengths to plan shapes from")
-    drawn = rng.integers(len(live), size=(passes, rows))
-    order = np.lexsort((prefix[drawn], (prefix + live)[drawn]), axis=1)
-    drawn = np.take_along_axis(drawn, order, axis=1)
-    return prefix[drawn], live[drawn]
+    return prompts.rows(prompts.drawn(rows, passes, rng))
 
 
 class _Drawn:
     """Simulated passes of prompts of one kind: sorted, and cut into groups."""
 
     def __init__(
-        self, lengths: Lengths, rows: int, groups: int, rng: np.random.Generator, whole: bool
+        self, prompts: Trunks, rows: int, groups: int, rng: np.random.Generator, whole: bool
     ):
         """whole: no prefix is cut."""
         self._whole = whole
-        self.lengths = _draw(lengths, rows, _DRAWS, rng)
-        self._most = int(np.max(lengths[0])), int(np.max(lengths[1]))
+        self.lengths = _draw(prompts, rows, _DRAWS, rng)
+        self._most = int(np.max(prompts.prefix)), int(np.max(prompts.live))
+        self._widest = prompts.widest
         bounds = _cuts(*self.lengths, min(max(groups, 1), rows))
         self._rows, self._starts = np.diff(bounds), bounds[:-1]
 
@@ -158,7 +143,7 @@ class _Drawn:
 
     def largest(self) -> tuple[tuple[Shape, ...], Budget]:
         """That hold any pass, also one of the longest prompt again and again."""
-        widths = [int(_round_up(np.array(most))) for most in self._most]
+        widths = [int(_round_up(np.array(most))) for most in (self._most[0], self._widest)]
         rows = int(self._rows.sum())
         budget = Budget(*(_round_budget(rows * most) for most in self._most))
         return tuple(Shape(n, *widths) for n in self._rows.tolist()), budget
@@ -189,8 +174,8 @@ def plan_windows(
     Batches are simulated from the lengths (int [n]); shapes that save most are added one by one. Cheapest first; the last
     one holds any batch. Widths are multiples of 8 (of 16 beyond 256), or the longest.
     """
-    rng, prefix = np.random.default_rng(seed), np.zeros_like(lengths)
-    prefix, live = _draw((prefix, lengths), batch, _DRAWS, rng)
+    rng, windows = np.random.default_rng(seed), Trunks.apart((np.zeros_like(lengths), lengths))
+    prefix, live = _draw(windows, batch, _DRAWS, rng)
     bounds = _cuts(prefix, live, min(groups, batch))
     rows, most = np.diff(bounds), int(np.max(lengths))
     longest = np.maximum.reduceat(live, bounds[:-1], axis=1)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmsrec_jax import config
-from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, USER_REPR
+from llmsrec_jax.batch import HISTORY, ITEM_OUT, TOKEN, USER_OUT, USER_REPR
 from llmsrec_jax.data.interactions import Catalog, Histories, UserSequences, offsets_of, spans
 from llmsrec_jax.prompts.pieces import Pieces, Spans
 from llmsrec_jax.prompts.templates import DAY_MS, named, template
@@ -16,13 +16,23 @@ from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer
 
 _MIN_TITLE = 4  # tokens: truncation='title' drops items rather than cut titles shorter than this
 _SIZED_AT_ONCE = 1 << 16  # user prompts
+_COMPARED_AT_ONCE = 1 << 12  # pairs of them
 _CACHE_LIMIT = 1 << 26  # ids kept in a piece cache (256 MiB)
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # years 1 to 9999, days since 1970
 
 
+class Branches(NamedTuple):
+    """Of rows that hold several prompts (trunks.py): the tokens of a branch."""
+
+    position: np.ndarray  # int32 [N] of each token in its prompt
+    hidden: (
+        np.ndarray
+    )  # int32 [N, 2]: from which token of the row up to which other one it sees none
+
+
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """n prompts, ragged. The Out slot is the last token of each."""
+    """n prompts, ragged. The Out slot is the last token of each; and of each branch, where they have some."""
 
     ids: np.ndarray  # int32 [N]; 0 at slots
     kind: np.ndarray  # int8 [N] TOKEN | HISTORY | USER_REPR | USER_OUT | ITEM_OUT
@@ -31,6 +41,7 @@ class Prompts:
     offsets: np.ndarray  # int64 [n+1]
     prefix_len: np.ndarray  # int32 [n] tokens before the first slot
     cf_user_repr: np.ndarray | None = None  # float32 [n, E] of USER_REPR slots, one in every prompt
+    branches: Branches | None = None  # None: there are none
 
     def __len__(self) -> int:
         return len(self.prefix_len)
@@ -62,7 +73,24 @@ class Prompts:
             offsets_of(lengths),
             self.prefix_len[rows],
             None if self.cf_user_repr is None else self.cf_user_repr[rows],
+            None if self.branches is None else Branches(*(x[index] for x in self.branches)),
         )
+
+    def in_common(self) -> np.ndarray:
+        """int64 [n // 2]: with how many equal tokens prompts 0 and 1, 2 and 3, .. begin.
+
+        Out slots are equal to nothing, nor are those of user representations, which differ from history to history.
+        """
+        length = self.lengths.reshape(-1, 2).min(axis=1)
+        one, other = (spans(self.offsets[at:-1:2], length) for at in (0, 1))
+        same = np.isin(self.kind[one], (TOKEN, HISTORY))
+        for each in (self.ids, self.kind, self.slot_item):
+            same &= each[one] == each[other]
+        pair, place = np.repeat(np.arange(len(length)), length), spans(0 * length, length)
+        differs = np.flatnonzero(~same)
+        found, first = np.unique(pair[differs], return_index=True)
+        length[found] = place[differs][first]
+        return length
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +273,15 @@ class PromptBuilder:
     def user_lengths(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         """(int64 [n], int64 [n]): prefix and live lengths of `users(histories)`, at a fraction of the work."""
         return self._user_sizes(histories)[:2]
+
+    def in_common(self, histories: Histories, first: np.ndarray) -> np.ndarray:
+        """int64 [m]: with how many equal tokens the prompts of histories first[i] (int [m]) and first[i] + 1 begin."""
+        found = [np.zeros(0, np.int64)]
+        for start in range(0, len(first), _COMPARED_AT_ONCE):
+            some = first[start : start + _COMPARED_AT_ONCE]
+            pairs = histories.take(np.stack([some, some + 1], axis=1).ravel())
+            found.append(self._user_blocks(pairs)[0].assemble(self._user).in_common())
+        return np.concatenate(found)
 
     def _user_sizes(self, histories: Histories) -> tuple[np.ndarray, np.ndarray, int, int]:
         """Prefix and live lengths [n]; how many prompts lost items, and title tokens."""

@@ -40,4 +40,5 @@ def extend(
     position = (start + one.at % T).ravel()
     flat = Flat(position, None, (one,))
     out = [jnp.asarray(out)]
-    return llama.extend(x_BTD.reshape(-1, D), flat, [past], out, remat=remat, added=added)
+    h_QD = llama.extend(x_BTD.reshape(-1, D), flat, [past], out, remat=remat, added=added)
+    return h_QD.reshape(B, -1, D)

@@ -18,15 +18,20 @@ def draw(*shape, seed=0):
 Q, KEYS, VALUES = draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
 LENGTH = np.array([7, 4, 1], np.int32)
 PAST = Past(draw(B, P, K, H, seed=3), draw(B, P, K, H, seed=4), np.array([5, 0, 2], np.int32))
+# two branches behind three tokens, the first of two tokens; one that leaves its trunk at once
+HIDDEN = np.zeros((B, T, 2), np.int32)
+HIDDEN[0, 3:5], HIDDEN[0, 5:], HIDDEN[1, 2:] = (2, 3), (1, 5), (0, 2)
 
 
-def by_hand(past=None):
+def by_hand(past=None, hidden=None):
     """One query at a time, only over the keys it may see."""
     out = np.zeros((B, T, N, H))
     for b in range(B):
         for t in range(LENGTH[b]):
+            first, last = (0, 0) if hidden is None else hidden[b, t]
+            seen = [s for s in range(t + 1) if not first <= s < last]
             for n in range(N):
-                keys, values = KEYS[b, : t + 1, n // 2], VALUES[b, : t + 1, n // 2]
+                keys, values = KEYS[b, seen, n // 2], VALUES[b, seen, n // 2]
                 if past is not None:
                     cut = past.length[b]
                     keys = np.concatenate([past.k[b, :cut, n // 2], keys])
@@ -44,23 +49,26 @@ def real(x):
 @pytest.mark.parametrize("block", [128, 3, 1], ids=["one block", "two blocks", "four blocks"])
 @pytest.mark.parametrize("past", [None, PAST], ids=["alone", "after a prefix"])
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_attend_equals_the_loop(monkeypatch, past, block, platform):
+@pytest.mark.parametrize("hidden", [None, HIDDEN], ids=["a sequence", "a tree"])
+def test_attend_equals_the_loop(monkeypatch, past, block, platform, hidden):
     """On a processor row by row, where there are enough queries; elsewhere all rows at once."""
     monkeypatch.setattr(attention, "MIN_BLOCK", block)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    out = attend(Q, KEYS, VALUES, LENGTH, past)
-    np.testing.assert_allclose(real(out), real(by_hand(past)), atol=2e-6)
+    out = attend(Q, KEYS, VALUES, LENGTH, past, None, hidden)
+    np.testing.assert_allclose(real(out), real(by_hand(past, hidden)), atol=2e-6)
     assert np.isfinite(out).all()
 
 
 @pytest.mark.parametrize("past", [None, PAST], ids=["alone", "after a prefix"])
-def test_both_orders_have_the_same_gradients(monkeypatch, past):
+@pytest.mark.parametrize("hidden", [None, HIDDEN], ids=["a sequence", "a tree"])
+def test_both_orders_have_the_same_gradients(monkeypatch, past, hidden):
     monkeypatch.setattr(attention, "MIN_BLOCK", 2)
     cotangent = np.where((np.arange(T) < LENGTH[:, None])[..., None, None], draw(B, T, N, H), 0)
     found = []
     for platform in ("cpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
-        _, back = jax.vjp(lambda *x: attend(*x, LENGTH, past), Q, KEYS, VALUES)
+        run = lambda *x: attend(*x, LENGTH, past, None, hidden)
+        _, back = jax.vjp(run, Q, KEYS, VALUES)
         found.append(back(cotangent))
     for one, other in zip(*found, strict=True):
         assert np.abs(one).max() > 0.1
@@ -76,9 +84,11 @@ def test_blocks_cover_all_queries(T, number):
 
 def test_queries_at_chosen_positions():
     at = np.array([[6, 0], [3, 1], [0, 0]], np.int32)
-    out = attend(np.take_along_axis(Q, at[..., None, None], 1), KEYS, VALUES, LENGTH, PAST, at)
-    want = np.take_along_axis(by_hand(PAST), at[..., None, None], 1)
-    np.testing.assert_allclose(out, want, atol=2e-6)
+    chosen = np.take_along_axis(Q, at[..., None, None], 1)
+    for hidden in (None, HIDDEN):
+        out = attend(chosen, KEYS, VALUES, LENGTH, PAST, at, hidden)
+        want = np.take_along_axis(by_hand(PAST, hidden), at[..., None, None], 1)
+        np.testing.assert_allclose(out, want, atol=2e-6)
 
 
 def test_a_row_without_any_key_is_finite():

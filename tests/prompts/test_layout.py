@@ -5,6 +5,7 @@ import pytest
 
 from llmsrec_jax.batch import HISTORY, USER_OUT
 from llmsrec_jax.prompts.layout import Budget, Group, Shape, fill, prefixes
+from llmsrec_jax.prompts.trunks import joined
 from tests.prompts import cases
 from tests.systems import rows_of
 
@@ -108,3 +109,25 @@ def test_what_does_not_fit_is_refused(prompts, change, message):
     group = groups(prompts)[1]._replace(**{k: v for k, v in change.items() if k == "shape"})
     with pytest.raises(ValueError, match=message):
         fill([group], change.get("slots", 20), change.get("budget"))
+
+
+def test_branches_are_on_the_grid_of_their_row(prompts):
+    """What they are hidden from is counted in live tokens; an empty row has none."""
+    shared = np.array([0, 0, int(prompts.prefix_len[2]) + 1])
+    one = prompts.take(np.array([0, 2, 2]))
+    rows = joined(one, shared)
+    p, t = 8, int((rows.lengths - np.minimum(rows.prefix_len, 8)).max())
+    batch = fill([Group(rows, np.arange(3), Shape(3, p, t), outs=2)], 20, Budget(5000, 9000))
+    (grid,) = batch.live.grids
+    assert grid.length[0] == 0 and batch.prefix.grids[0].length.tolist() == [0, 8, 8]
+    for (ids, _, _), row in zip(rows_of(batch), [0, 2, 2], strict=True):
+        span = slice(prompts.offsets[row], prompts.offsets[row + 1])
+        np.testing.assert_array_equal(ids, prompts.ids[span])
+    outs = batch.outs
+    (at,) = outs.at
+    assert at.shape == (3, 2) and outs.place.tolist() == [2, 4, 5]
+    assert outs.prompt.tolist() == [3, 3, 0, 3, 1, 2]
+    first, both = (grid.length[1:] - 1).tolist()
+    assert at.tolist() == [[0, 0], [first, 0], [int(prompts.lengths[2]) - p - 1, both]]
+    with pytest.raises(ValueError, match="2 prompts in a row, where 1 fit"):
+        fill([Group(rows, np.arange(3), Shape(3, p, t))], 20)

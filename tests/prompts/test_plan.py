@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax.prompts import plan
+from llmsrec_jax.prompts.trunks import Trunks
 
 
 def lengths(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +158,7 @@ class TestSteps:
 
     def steps(self, **options):
         settings = {"groups": 3, "max_shapes": 4} | options
-        return plan.plan_steps(lengths(), self.ITEMS, (20, 80), **settings)
+        return plan.plan_steps(Trunks.apart(lengths()), self.ITEMS, (20, 80), **settings)
 
     def test_few_and_aligned_the_last_holds_anything(self):
         steps = self.steps()
@@ -191,7 +192,7 @@ class TestSteps:
 
     def test_shapes_that_passes_meet(self):
         """Those of real draws; the one that holds anything is hardly ever met."""
-        steps, known = self.steps(), (lengths(), self.ITEMS, (20, 80))
+        steps, known = self.steps(), (Trunks.apart(lengths()), self.ITEMS, (20, 80))
         met = plan.met(steps, *known, passes=300)
         chosen = {
             plan.choose_step(steps, drawn(lengths(), 20, seed), drawn(self.ITEMS, 80, seed))
@@ -201,7 +202,8 @@ class TestSteps:
         assert len(plan.met(steps, *known, passes=1)) == 1
         short = np.full(9, 30), np.full(9, 12)
         assert (
-            plan.met(steps, short, (short[0] - 10, short[1] - 3), (20, 80), passes=5) == steps[:1]
+            plan.met(steps, Trunks.apart(short), (short[0] - 10, short[1] - 3), (20, 80), passes=5)
+            == steps[:1]
         )
 
     def test_what_holds_means(self):
@@ -244,10 +246,12 @@ class TestSteps:
             assert step.cost == step._replace(item_tokens=budget._replace(prefix=1 << 20)).cost
 
     def test_one_of_each(self):
-        steps = plan.plan_steps(lengths(5), self.ITEMS, (1, 1), groups=3, max_shapes=2)
+        steps = plan.plan_steps(
+            Trunks.apart(lengths(5)), self.ITEMS, (1, 1), groups=3, max_shapes=2
+        )
         assert steps[-1].holds(drawn(lengths(5), 1), drawn(self.ITEMS, 1))
         with pytest.raises(ValueError, match="no lengths"):
-            plan.plan_steps((np.zeros(0), np.zeros(0)), self.ITEMS, (2, 2), 1, 1)
+            plan.plan_steps(Trunks.apart((np.zeros(0), np.zeros(0))), self.ITEMS, (2, 2), 1, 1)
 
 
 class TestStored:
