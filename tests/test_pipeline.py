@@ -367,6 +367,27 @@ def test_every_setting_is_in_a_key_or_changes_no_number():
     }
 
 
+@pytest.mark.parametrize(
+    ("changes", "anew"),
+    [
+        ({"slices.ties": "row"}, {"judged"}),
+        ({"slices.item_share": 0.2}, {"judged"}),
+        ({"slices.transition_share": 0.2}, {"judged"}),
+        ({"transfer.known": "none"}, {"judged", "transferred"}),
+        ({"order.vector": "hidden"}, set()),  # both are kept
+    ],
+    ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
+)
+def test_what_the_paper_leaves_open_is_decided_anew(tmp_path, changes, anew):
+    """Where it changes what is kept; and nothing is trained or encoded again at home."""
+    of = {"judged": keys.JUDGED_ELSEWHERE, "transferred": keys.TRANSFERRED, "vectors": keys.VECTORS}
+    made = [
+        {name: run.work.stage(name, fields).key for name, fields in of.items()}
+        for run in (pipeline.Run(tiny(c), tmp_path, Writer(tmp_path)) for c in ({}, changes))
+    ]
+    assert {name for name in of if made[0][name] != made[1][name]} == anew
+
+
 def test_more_test_users_train_nothing_again(copy, monkeypatch):
     monkeypatch.setattr(train, "fit", None)
     pipeline.run(tiny({"evaluate.max_users": 60, "evaluate.ks": (1, 10)}), copy, "evaluate")

@@ -149,11 +149,15 @@ def _settings(folders: Sequence[Folder]) -> list[Section]:
 
 
 def _used(folder: Folder) -> dict[str, Mapping[str, str]]:
-    """Name -> settings that its numbers depend on; of older results those of the folder's last run."""
+    """Name -> settings that its numbers depend on but for the seed; of older results those of the folder's last run."""
     found = systems.systems(folder.records)
     known = dict(zip(found, systems.settings(found.values()), strict=True))
     told: dict[str, Mapping[str, str]]
-    told = {name: {k: str(v) for k, v in each.items()} for name, each in known.items() if each}
+    told = {
+        name: {setting: str(value) for setting, value in each.items() if setting != "seed"}
+        for name, each in known.items()
+        if each
+    }
     return told or ({"last run": _flat(folder.config)} if folder.config else {})
 
 
@@ -170,7 +174,7 @@ def _beside(each: Mapping[str, Mapping[str, str]]) -> list[Block]:
     blocks: list[Block] = []
     if unequal:
         blocks.append(Table("Settings that differ", ["", *each], unequal))
-    said = f"Settings of {joined(each)}{' that do not differ' * bool(unequal)}"
+    said = f"Settings of {'; '.join(each)}{' that do not differ' * bool(unequal)}"
     return [
         *blocks,
         Folded(

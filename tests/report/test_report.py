@@ -164,7 +164,7 @@ def test_settings_of_each_model_and_experiment(tmp_path):
     found = [made.record("teacher", 0, 0.1, config_hash="t")]
     found += [made.record("llm_srec", 0, 0.1, config_hash=key) for key in ("a", "b")]
     folder = made.make(tmp_path / "one", found)
-    used = {"t": {"data.ties": "random"}}
+    used = {"t": {"seed": 0, "data.ties": "random"}}
     used |= {key: used["t"] | {"train.epochs": n} for key, n in (("a", 1), ("b", 7))}
     made.save(folder / "results.json", {"schema": 1, "records": found, "settings": used})
     for name, epochs in (("table8", 1), ("table3", 7)):
@@ -175,6 +175,7 @@ def test_settings_of_each_model_and_experiment(tmp_path):
     assert "| llm\\_srec (train.epochs=1) |" in text and "| llm\\_srec (train.epochs=7) |" in text
     assert "| train.epochs | – | 1 | 7 |" in text and "| data.ties | random |" in text
     assert "Run with train.epochs=7; other experiments of this report were not." in text
+    assert "| seed |" not in text
     assert "settings" not in rows(tmp_path / "out" / "records.csv")[0]
 
 
