@@ -184,6 +184,18 @@ def test_what_prompts_tell_is_counted(case):
     assert told.step - plain.step == projector + 4 * memory.PROJECTED * users * width
 
 
+def test_what_lora_trains_is_counted(case):
+    """A and B of every layer with gradient and moments; no prefix is constant in a step, and none is stored."""
+    plain = case.job.needs(1, "recompute")
+    lora = case.job.changed({"lora.rank": 2, "lora.targets": ("q_proj", "down_proj")})
+    needs, cfg = lora.needs(1, "recompute"), BACKBONE
+    added = 4 * cfg.layers * 2 * (2 * cfg.d + cfg.ff + cfg.d)
+    assert needs.trained - plain.trained == 3 * added
+    assert needs.step > 1.5 * plain.step and needs.encoding == plain.encoding
+    (shape, *_), _ = lora._shapes(1, "recompute")
+    assert shape.user_tokens.prefix == shape.item_tokens.prefix == 0
+
+
 def test_more_devices_hold_less_each(case):
     alone = case.job.needs(1, "recompute")
     shared = case.job.changed({"mesh.fsdp": 2})

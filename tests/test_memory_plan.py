@@ -67,6 +67,11 @@ def test_no_store_for_prefixes_that_are_hardly_read(job):
     assert choose(job, 1 << 50, mesh__tensor=2).item_store == "recompute"
 
 
+def test_no_store_while_lora_changes_all_keys(job, monkeypatch):
+    monkeypatch.setattr(memory, "host_memory", lambda: 1 << 50)
+    assert choose(job, 1 << 50, lora__rank=8).item_store == "recompute"
+
+
 def test_rounded_prefixes_are_never_made_again(job, monkeypatch):
     """Vectors would be other ones."""
     monkeypatch.setattr(memory, "host_memory", lambda: 1 << 50)

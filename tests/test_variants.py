@@ -117,3 +117,18 @@ def test_lora_trains_goes_on_and_is_evaluated(copy, monkeypatch):
     pipeline.run(cfg, copy, "train")
     for name, values in named(run().llm._params).items():
         np.testing.assert_array_equal(values, whole[name])
+
+
+def test_titles_alone(copy):
+    """No projector of embeddings trains; an item's whole prompt is constant but for its Out token, and can be kept so."""
+    cfg = {"prompts.item_repr": False, "llm.item_store": "hbm", "llm.dtype": "fp32"}
+    pipeline.run(tiny(cfg), copy)
+    assert "llm_srec, titles only" in {row["model"] for row in records(copy)}
+    run = pipeline.Run(tiny(cfg), copy, Writer(copy))
+    params = named(run.llm._params)
+    assert "user_out" in params and not [name for name in params if "projector" in name]
+    before = run.llm.vectors
+    shutil.rmtree(copy / "vectors")
+    pipeline.run(tiny({**cfg, "llm.item_store": "recompute"}), copy, "evaluate")
+    assert relative_error(run.llm.vectors.item, before.item) < 1e-6
+    assert relative_error(run.llm.vectors.user, before.user) < 1e-6

@@ -36,6 +36,19 @@ def test_prefixes_at_hand_are_no_work(bench):
     assert sizes.step(whole).whole == bench.sizes.step(whole).whole
 
 
+def test_with_lora_every_token_is_trained_through(bench):
+    """Twice q and v of rank 4, forward and both ways back; an encoding keeps its constant prefix."""
+    cfg = config.apply(bench.system.cfg, {"lora.rank": 4})
+    sizes, llama = work.Sizes(cfg, bench.system.llama), bench.system.llama
+    prefix, live, none = np.array([3]), np.array([2]), np.array([0])
+    added = flops.lora(llama, 4, ("q", "v"), prefix, live)
+    plain, found = (each.prompts(prefix, live, 1, training=False) for each in (bench.sizes, sizes))
+    assert found.flops == plain.flops + added and found.live == 2
+    whole = bench.sizes.prompts(none, prefix + live, 1, training=True)
+    trained = sizes.prompts(prefix, live, 1, training=True)
+    assert trained.flops == whole.flops + 3 * added and trained.live == trained.tokens == 5
+
+
 def test_heads_by_hand(bench):
     """f_I per slot 2 (8 x 32 + 32 x 32), a head 2 (32 x 16 + 16 x 8); three times that in training."""
     prefix, live, llama = np.array([3]), np.array([2]), bench.system.llama
