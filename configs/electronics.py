@@ -17,7 +17,7 @@ Evaluated on another dataset without training there (Table 7), its users sampled
 
 The card of the prepared data shows our counts beside Table 10's. :reference draws users and filters as the authors did.
 
-Words after a colon, as in configs/electronics.py:reference,llama-3.1-8b, are the PRESETS of llmsrec_jax/config.py;
+Words after a colon, as in configs/electronics.py:reference,llama-3.1-8b, are the PRESETS of llmsrec_jax/presets.py;
 :smoke shrinks everything.
 """
 

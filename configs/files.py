@@ -11,7 +11,7 @@ Backbone: a small random LLaMA unless you name another: a folder as saved by Hug
 words llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, as in configs/files.py:llama-3.2-1b.
 
 Hardware: two CPU cores for a backbone of a few million parameters, one accelerator for a billion.
-Other words after the colon (smoke, paper, reference, ...): the PRESETS of llmsrec_jax/config.py.
+Other words after the colon (smoke, paper, reference, ...): the PRESETS of llmsrec_jax/presets.py.
 """
 
 from llmsrec_jax import config

@@ -12,7 +12,7 @@ interactions after preprocessing. Not reproduced by this project so far.
 
 The card of the prepared data shows our counts beside Table 10's. :reference draws users and filters as the authors did.
 
-Words after a colon, as in configs/movies.py:reference,llama-3.1-8b, are the PRESETS of llmsrec_jax/config.py;
+Words after a colon, as in configs/movies.py:reference,llama-3.1-8b, are the PRESETS of llmsrec_jax/presets.py;
 :smoke shrinks everything.
 """
 

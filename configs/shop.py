@@ -17,7 +17,7 @@ Test set, sampled ranking (1 + 99), 2,000 users, seeds 0, 1, 2; a standard error
 
 The ablation is `configs/shop.py:retrieval_only`, in the same --workdir to share data and teacher.
 
-Words after a colon, as in configs/shop.py:smoke, are the PRESETS of llmsrec_jax/config.py.
+Words after a colon, as in configs/shop.py:smoke, are the PRESETS of llmsrec_jax/presets.py.
 """
 
 from llmsrec_jax import config

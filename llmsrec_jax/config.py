@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
+from llmsrec_jax.presets import PRESETS
+
 
 @dataclass
 class Files:
@@ -138,11 +140,18 @@ class Lora:
     targets: tuple[
         Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
     ] = ("q_proj", "v_proj")
+    # whether A and B train in a run of their own before, on prompts of titles alone, and then are part of the frozen
+    # backbone (CoLLM's two stages)
+    first: bool = False
+
+    @property
+    def exists(self) -> bool:
+        return self.rank > 0
 
     @property
     def trains(self) -> bool:
-        """Then nothing that the backbone computes is constant while training."""
-        return self.rank > 0
+        """With the heads; then nothing that the backbone computes is constant while training."""
+        return self.exists and not self.first
 
 
 @dataclass
@@ -316,77 +325,12 @@ class Config:
     mesh: Mesh = field(default_factory=Mesh)
 
 
-# The words of `--config=FILE.py:WORD,WORD`; the later ones win.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {"prompts.wording": "paper", "train.lr_schedule": "constant"},
-    "reference": {
-        "data.kcore": "reference",
-        "data.user_sample": "reference",
-        "data.ties": "file",
-        "teacher.keep": "last",
-        "teacher.patience": 0,
-        "train.patience": 5,
-        "train.exclude": "history",
-        "evaluate.max_users": 10_000,
-        "evaluate.validation_users": 10_000,
-    },
-    # TALLRec as the paper adapts it (2.1, Table 2 (a)): titles alone, LoRA, and no loss but that of retrieval (S8)
-    "tallrec": {
-        "prompts.item_repr": False,
-        "lora.rank": 8,
-        "lora.alpha": 16.0,
-        "lora.dropout": 0.05,
-        "lora.targets": ("q_proj", "v_proj"),
-        "distill.weight": 0.0,
-        "uniformity.weight": 0.0,
-    },
-    "retrieval_only": {"distill.weight": 0.0, "uniformity.weight": 0.0},  # Table 8, row (a)
-    # other teachers, with RecBole's settings (S3-S5); each is also a system of its own (--mode=teacher)
-    "gru4rec": {
-        "teacher.model": "gru4rec",
-        "teacher.loss": "ce",
-        "teacher.blocks": 1,
-        "teacher.dropout": 0.3,
-    },
-    "bert4rec": {
-        "teacher.model": "bert4rec",
-        "teacher.loss": "ce",
-        "teacher.heads": 2,
-        "teacher.dropout": 0.2,
-    },
-    "nextitnet": {
-        "teacher.model": "nextitnet",
-        "teacher.loss": "ce",
-        "teacher.blocks": 5,
-        "teacher.dropout": 0.0,
-    },
-    "sasrec_ce": {"teacher.loss": "ce"},
-    "llama-3.2-1b": {"llm.path": "meta-llama/Llama-3.2-1B-Instruct"},
-    "llama-3.2-3b": {"llm.path": "meta-llama/Llama-3.2-3B-Instruct"},
-    "llama-3.1-8b": {"llm.path": "meta-llama/Llama-3.1-8B-Instruct"},  # Fig. 5, D11
-    "smoke": {  # every stage in about a minute on two CPU cores; its numbers mean nothing
-        "data.shop.users": 300,
-        "data.shop.items": 150,
-        "data.max_users": 300,
-        "data.min_item": 1,
-        "teacher.d": 16,
-        "teacher.max_len": 32,
-        "teacher.epochs": 4,
-        "teacher.validate_every": 2,
-        "llm.path": "random:toy",
-        "head.hidden": 64,
-        "head.dim": 16,
-        "train.epochs": 1,
-        "train.max_users": 100,
-        "train.validations_per_epoch": 2,
-        "train.length_groups": 1,
-        "train.shapes": 1,
-        "evaluate.max_users": 100,
-        "evaluate.validation_users": 50,
-        "evaluate.shapes": 1,
-    },
-}
+def before(config: Config) -> Config | None:
+    """The run that `lora.first` asks for: the same but for prompts of titles alone, with LoRA that trains. None = no such run."""
+    if not (config.lora.exists and config.lora.first):
+        return None
+    titles = {"prompts.item_repr": False, "prompts.user_repr": False}
+    return apply(config, {"lora.first": False, **titles})
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

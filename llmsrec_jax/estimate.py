@@ -62,7 +62,10 @@ def operations(run: Run, with_llm: bool) -> Operations | None:
     work, known = run.work, sizes(run.work)
     if known is None:
         return None
-    return _teacher(work, known) | (_llm(work, known) if with_llm else {})
+    found = _teacher(work, known)
+    if with_llm and run.before is not None:
+        found |= _training(run.before.work, known)
+    return found | (_training(work, known) | _vectors(work, known) if with_llm else {})
 
 
 def transfer_operations(transfer: Transfer) -> Operations | None:
@@ -99,23 +102,26 @@ def _tested(work: Work, known: Sizes) -> int:
     return min(work.cfg.evaluate.max_users or known.users, known.users)
 
 
-def _llm(work: Work, known: Sizes) -> Operations:
-    cfg, train = work.cfg, work.cfg.train
-    of, found = partial(_encode, work, known), {}
+def _training(work: Work, known: Sizes) -> Operations:
+    cfg, train, of = work.cfg, work.cfg.train, partial(_encode, work, known)
     checkpoints = work.stage("checkpoints", TRAIN)
-    if not checkpoints.finished:
-        users = min(train.max_users or known.users, known.users)
-        samples = users * max(known.length - 3, 1) if train.targets == "all" else users
-        valid = min(cfg.evaluate.validation_users or known.users, known.users)
-        seen = min(known.items, valid * (1 + cfg.evaluate.negatives))
-        found[checkpoints.folder] = train.epochs * (
-            of(samples, samples * (1 + train.negatives), True)
-            + train.validations_per_epoch * of(valid, seen)
-        )
+    if checkpoints.finished:
+        return {}
+    users = min(train.max_users or known.users, known.users)
+    samples = users * max(known.length - 3, 1) if train.targets == "all" else users
+    valid = min(cfg.evaluate.validation_users or known.users, known.users)
+    seen = min(known.items, valid * (1 + cfg.evaluate.negatives))
+    steps = of(samples, samples * (1 + train.negatives), True)
+    whole = train.epochs * (steps + train.validations_per_epoch * of(valid, seen))
+    return {checkpoints.folder: whole}
+
+
+def _vectors(work: Work, known: Sizes) -> Operations:
+    of, found = partial(_encode, work, known), {}
     tested, vectors = _tested(work, known), work.stage("vectors", VECTORS)
     if not vectors.finished:
         found[vectors.folder] = of(tested, known.items)
-    for number in range(1, cfg.order.permutations + 1):
+    for number in range(1, work.cfg.order.permutations + 1):
         permuted = work.stage("permuted", PERMUTED, permutation=number)
         if not permuted.finished:
             found[permuted.folder] = of(tested, 0)

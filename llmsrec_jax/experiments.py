@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmsrec_jax import config
+from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.schema import BEYOND, COSINE
 
 Changes = Mapping[str, Any]  # {dotted setting: value}
@@ -170,10 +171,7 @@ SASREC = Row("SASRec", "teacher", {"teacher.model": "sasrec"})
 LLM_SREC = Row("LLM-SRec")
 POPULARITY = Row("popularity", "popularity")
 CF_SREC = (
-    *(
-        Row(name, "teacher", config.PRESETS[name.lower()])
-        for name in ("GRU4Rec", "BERT4Rec", "NextItNet")
-    ),
+    *(Row(name, "teacher", PRESETS[name.lower()]) for name in ("GRU4Rec", "BERT4Rec", "NextItNet")),
     SASREC,
 )
 
@@ -182,7 +180,10 @@ def _absent(*names: str) -> tuple[Row, ...]:
     return tuple(Row(name, missing=ABSENT) for name in names)
 
 
-LLM4REC = _absent("TALLRec", "LLaRA", "CoLLM", "A-LLMRec")
+LLM4REC = (
+    *(Row(name, changes=PRESETS[name.lower()]) for name in ("TALLRec", "LLaRA", "CoLLM")),
+    *_absent("A-LLMRec"),
+)
 FIVE = (SASREC, *LLM4REC, LLM_SREC)
 WITHOUT_BOTH = Row(
     "w/o distillation and uniformity",
@@ -342,7 +343,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         (
             LLM_SREC,
             *(
-                Row(f"LLM-SRec, {word}", changes=OWN | config.PRESETS[word])
+                Row(f"LLM-SRec, {word}", changes=OWN | PRESETS[word])
                 for word in ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b")
             ),
         ),

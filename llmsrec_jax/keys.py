@@ -52,7 +52,7 @@ class Keys:
     def __call__(self, names: tuple[str, ...]) -> dict[str, Any]:
         """{setting: value}; a path counts as what is in its files, so a moved file is the same and a changed one is not."""
         values = config.subset(self._cfg, names)
-        unsaid = () if self._cfg.lora.trains else ("lora.",)
+        unsaid = () if self._cfg.lora.exists else ("lora.",)
         unsaid += ("prompts.item_repr",) if self._cfg.prompts.item_repr else ()
         # settings of what is not there: keys are as if there were no such settings
         values = {name: one for name, one in values.items() if not name.startswith(unsaid)}

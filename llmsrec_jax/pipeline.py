@@ -5,7 +5,7 @@ one work folder, so that ablations share data, teacher and tokens.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from llmsrec_jax import config, parallel, processes, rules, stores
@@ -31,7 +31,10 @@ class Run:
         self.data = Prepared(self.work)
         self.tokens = Tokens(self.work, self.data)
         self.teacher = Teacher(self.work, self.data)
-        self.llm = LLMRec(self.work, self.data, self.tokens, self.teacher)
+        first = config.before(cfg)
+        self.before = None if first is None else Run(first, workdir, writer)
+        above = None if self.before is None else self.before.llm
+        self.llm = LLMRec(self.work, self.data, self.tokens, self.teacher, above)
         trained = self.work, self.data, self.teacher
         self.judgement = Judgement(self.work, self.data, Trained(*trained, self.llm), STUDIES[0])
         self.teacher_judgement = Judgement(
@@ -42,6 +45,16 @@ class Run:
 
 
 Step = Callable[[Run], object]
+
+
+def each(run: Run, steps: Iterable[Step]) -> None:
+    """In order; raises what `run` raises."""
+    for step in steps:
+        step(run)
+        if processes.preempted():  # JAX took the signal: nothing else would stop these stages
+            raise KeyboardInterrupt("signal 15: between two stages")
+
+
 TRAIN: tuple[Step, ...] = (
     lambda run: run.data.prepare(),
     lambda run: run.data.require_order(),
@@ -50,6 +63,7 @@ TRAIN: tuple[Step, ...] = (
     lambda run: run.tokens.tokenize(),
     lambda run: run.llm.require_memory(),
     lambda run: run.teacher.train(),
+    lambda run: run.before and each(run.before, TRAIN),
     lambda run: run.llm.train(),
 )
 EVALUATE: tuple[Step, ...] = (
@@ -102,10 +116,7 @@ def opened(cfg: config.Config, workdir: Path, distributed: str = "off") -> Itera
 
 def perform(job: Run, mode: str) -> None:
     """The stages of `mode`, in order; raises what `run` raises."""
-    for step in STEPS[mode]:
-        step(job)
-        if processes.preempted():  # JAX took the signal: nothing else would stop these stages
-            raise KeyboardInterrupt("signal 15: between two stages")
+    each(job, STEPS[mode])
 
 
 def run(cfg: config.Config, workdir: Path, mode: str = "run", distributed: str = "off") -> None:

@@ -32,6 +32,8 @@ EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "slices")
 ALIKE = {COSINE: "user vectors", COSINE_HIDDEN: "h_U"}  # metric -> of what (E9)
 SYSTEMS = {  # name -> as which variant of LLM-SRec the paper has it (2.1, Table 2)
     "tallrec": {"llm_srec w/o distill, uniformity", "titles only", "LoRA"},
+    "collm": {"llm_srec w/o distill, uniformity", "user representation", "LoRA first"},
+    "llara": {"llm_srec w/o distill, uniformity", "LoRA"},
 }
 
 
@@ -48,7 +50,9 @@ def label(cfg: config.Config) -> str:
         if weight == 0
     ]
     name = "llm_srec" + (f" w/o {', '.join(off)}" if off else "")
-    others = _words(cfg, VARIANTS) + ["LoRA"] * cfg.lora.trains
+    others = _words(cfg, VARIANTS)
+    if cfg.lora.exists:
+        others.append("LoRA" if cfg.lora.trains else "LoRA first")
     for system, parts in SYSTEMS.items():
         if {name, *others} >= parts:
             name, others = system, [words for words in others if words not in parts]

@@ -142,16 +142,20 @@ def _check_teacher(teacher: Teacher) -> None:
 
 def _check_lora(config: Config) -> None:
     lora, store = config.lora, config.llm.item_store
-    if not lora.trains:
+    if not lora.exists:
         for name, value, _ in flatten(lora, "lora."):
             if value != getattr(Lora(), name.removeprefix("lora.")):
                 raise ValueError(
                     f"{name}={value} asks for LoRA, and lora.rank=0 is none: give a rank"
                 )
         return
+    if lora.first and config.llm.quant != "none":
+        raise ValueError(
+            f"lora.first: there is no room for it in int8 weights, llm.quant={config.llm.quant}: use none"
+        )
     if not lora.targets or len(set(lora.targets)) < len(lora.targets):
         raise ValueError(f"lora.targets={lora.targets}: must be different products, at least one")
-    if store in ("hbm", "host"):
+    if store in ("hbm", "host"):  # with lora.first too: its run before is one
         raise ValueError(
             f"llm.item_store={store} keeps what lora.rank={lora.rank} changes with every step: use recompute"
         )

@@ -9,6 +9,7 @@ import pytest
 
 from llmsrec_jax import config, rules
 from llmsrec_jax.keys import TRAIN, Keys
+from llmsrec_jax.presets import PRESETS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 AMAZON = {"electronics", "scientific", "movies", "cds"}
@@ -107,6 +108,10 @@ def test_apply_refuses(name, value, message):
         ({"lora.rank": 2, "lora.dropout": -0.1}, "lora.dropout=-0.1: must be at least 0 and below"),
         ({"lora.rank": 2, "lora.targets": ()}, r"lora.targets=\(\): must be different products"),
         ({"lora.rank": 2, "lora.targets": ("q_proj",) * 2}, "must be different products"),
+        (
+            {"lora.rank": 2, "lora.first": True, "llm.quant": "w8"},
+            "lora.first: there is no room for it in int8 weights, llm.quant=w8",
+        ),
         ({"lora.alpha": 32.0}, "lora.alpha=32.0 asks for LoRA, and lora.rank=0 is none"),
         (
             {"lora.targets": ("o_proj",)},
@@ -156,11 +161,11 @@ def test_validate_sees_what_was_assigned_past_apply():
         rules.validate(cfg)
 
 
-@pytest.mark.parametrize("word", config.PRESETS)
+@pytest.mark.parametrize("word", PRESETS)
 def test_every_preset_is_legal(word):
     cfg = config.preset(config.Config(), word)
     rules.validate(cfg)
-    assert all(leaves(cfg)[name] == value for name, value in config.PRESETS[word].items())
+    assert all(leaves(cfg)[name] == value for name, value in PRESETS[word].items())
 
 
 def test_later_words_win():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import config, results, schema, statistics
+from llmsrec_jax.presets import PRESETS
 
 
 def test_tables_show_baselines_first_and_the_bound_last():
@@ -72,10 +73,13 @@ def test_permuted_histories_are_told_by_settings_only_where_these_tell_rows_apar
         ({"prompts.user_repr": True}, "llm_srec, user representation"),
         ({"lora.rank": 4}, "llm_srec, LoRA"),
         ({"prompts.item_repr": False}, "llm_srec, titles only"),
-        (config.PRESETS["tallrec"], "tallrec"),
-        ({**config.PRESETS["tallrec"], "train.targets": "all"}, "tallrec, auto-regressive"),
+        (PRESETS["tallrec"], "tallrec"),
+        (PRESETS["llara"], "llara"),
+        (PRESETS["collm"], "collm"),
+        ({"lora.rank": 4, "lora.first": True}, "llm_srec, LoRA first"),
+        ({**PRESETS["tallrec"], "train.targets": "all"}, "tallrec, auto-regressive"),
         (
-            {**config.PRESETS["tallrec"], "distill.weight": 1.0, "order.train": "shuffled"},
+            {**PRESETS["tallrec"], "distill.weight": 1.0, "order.train": "shuffled"},
             "llm_srec w/o uniformity, titles only, LoRA, shuffled training",
         ),
         (

@@ -2,8 +2,9 @@
 
 import pytest
 
-from llmsrec_jax import config, pipeline
+from llmsrec_jax import pipeline
 from llmsrec_jax.models import cf
+from llmsrec_jax.presets import PRESETS
 from tests.systems import records, tiny
 
 OTHERS = [name for name in cf.MODELS if name != "sasrec"]
@@ -12,7 +13,7 @@ OTHERS = [name for name in cf.MODELS if name != "sasrec"]
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_model_of_its_own(copy, name):
     """Judged on the candidates of the others, beside them; a second run does nothing."""
-    pipeline.run(tiny(config.PRESETS[name]), copy, "teacher")
+    pipeline.run(tiny(PRESETS[name]), copy, "teacher")
     found = {row["model"]: row for row in records(copy)}
     assert {f"teacher {name} ce", "teacher", "popularity"} <= set(found)
     assert len({row["candidates_hash"] for row in found.values()}) == 1
@@ -22,7 +23,7 @@ def test_a_model_of_its_own(copy, name):
 @pytest.mark.parametrize("name", ["gru4rec", "bert4rec"])
 def test_any_of_them_teaches(copy, name):
     """Its user and item vectors are what LLM-SRec reads and learns from; data and tokens are shared."""
-    pipeline.run(tiny({**config.PRESETS[name], "teacher.loss": "sampled_ce"}), copy)
+    pipeline.run(tiny({**PRESETS[name], "teacher.loss": "sampled_ce"}), copy)
     names = {row["model"] for row in records(copy)}
     assert {f"llm_srec, teacher {name} sampled_ce", f"teacher {name} sampled_ce"} <= names
     for stage, count in (("data", 1), ("tokens", 1), ("teacher", 2), ("checkpoints", 2)):
@@ -37,7 +38,7 @@ def test_where_order_matters_every_model_beats_popularity(tmp_path, name, kind):
     shop = {"data.shop.users": 600, "data.shop.items": 160, "data.shop.order": 1.0}
     sizes = {"teacher.d": 32, "teacher.max_len": 24, "teacher.dropout": 0.1, "teacher.epochs": 40}
     rest = {"evaluate.max_users": 0, "teacher.validate_every": 10, "teacher.lr": 3e-3}
-    cfg = tiny({**shop, **config.PRESETS.get(name, {}), **sizes, **rest, "teacher.loss": kind})
+    cfg = tiny({**shop, **PRESETS.get(name, {}), **sizes, **rest, "teacher.loss": kind})
     pipeline.run(cfg, tmp_path, "teacher")
     rows = [r for r in records(tmp_path) if (r["metric"], r["protocol"]) == ("ndcg@10", "sampled")]
     found = {r["model"].split()[0]: r for r in rows if r["slice"] == "all"}

@@ -9,6 +9,7 @@ from llmsrec_jax import pipeline
 from llmsrec_jax.checkpoint import Checkpoints
 from llmsrec_jax.data import storage
 from llmsrec_jax.keys import VECTORS
+from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.writer import Writer, read_log
 from tests.systems import named, records, relative_error, tiny
 
@@ -132,3 +133,30 @@ def test_titles_alone(copy):
     pipeline.run(tiny({**cfg, "llm.item_store": "recompute"}), copy, "evaluate")
     assert relative_error(run.llm.vectors.item, before.item) < 1e-6
     assert relative_error(run.llm.vectors.user, before.user) < 1e-6
+
+
+def test_lora_first_is_part_of_the_backbone_then(copy):
+    """CoLLM (S10): A and B are those of a run on titles alone, TALLRec's; afterwards neither they nor the backbone train."""
+    small = {"lora.rank": 2, "llm.dtype": "fp32"}
+    collm, tallrec = (tiny(PRESETS[name] | small) for name in ("collm", "tallrec"))
+    pipeline.run(collm, copy)
+    assert {"collm", "teacher"} <= {row["model"] for row in records(copy)}
+    runs = [
+        pipeline.Run(cfg, copy, Writer(copy))
+        for cfg in (collm, tallrec, tiny({"llm.dtype": "fp32"}))
+    ]
+    one, alone, plain = runs
+    assert one.before is not None and alone.before is None
+    assert one.before.llm._stage.folder == alone.llm._stage.folder
+    trained, learned = named(one.llm._params), named(alone.llm._params)
+    assert not [name for name in trained if name.startswith("lora")]
+    assert [name for name in trained if name.startswith("user_projector")]
+    assert np.any(learned["lora.b.v"])
+    found, before = (named(run.llm._backbone[1]) for run in (one, plain))
+    for name, weight in found.items():
+        if name == "table":  # of the tokens of other texts
+            continue
+        moved = np.abs(weight - before[name]).max()
+        assert (moved > 1e-6) == (name in ("layers.q", "layers.v")), name
+    wanted = np.einsum("ldr,lrnh->ldnh", learned["lora.a.q"], learned["lora.b.q"])
+    np.testing.assert_allclose(found["layers.q"] - before["layers.q"], 8.0 * wanted, atol=1e-6)

@@ -16,6 +16,7 @@ from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.evaluate import Vectors, unit
 from llmsrec_jax.keys import PERMUTED, TRAIN, VECTORS
 from llmsrec_jax.llama import weights
+from llmsrec_jax.llama.adapters import merged
 from llmsrec_jax.memory import Job
 from llmsrec_jax.models import llm4rec
 from llmsrec_jax.prompts.prompts import LatePrompts, Prompts
@@ -34,8 +35,17 @@ VECTORS_FILE = "test.npz"
 class LLMRec:
     """Heads and tokens that train, around what is frozen."""
 
-    def __init__(self, work: Work, data: Prepared, tokens: Tokens, teacher: Teacher):
+    def __init__(
+        self,
+        work: Work,
+        data: Prepared,
+        tokens: Tokens,
+        teacher: Teacher,
+        before: "LLMRec | None" = None,
+    ):
+        """before: whose backbone this one reads with, as that has trained it (S10)."""
         self._work, self._data, self._tokens, self._teacher = work, data, tokens, teacher
+        self._before = before
 
     # before ---------------------------------------------------------------------------------------------------
 
@@ -87,6 +97,7 @@ class LLMRec:
 
     @cached_property
     def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
+        learned = None if self._before is None else self._before.learned()
         work, tokenizer = self._work, self._tokens.builder.tokenizer
         (shape, folder), cfg = work.keys.backbone, work.cfg.llm
         how = weights.compute_dtype(cfg.dtype), cfg.quant, work.mesh.weights
@@ -98,7 +109,15 @@ class LLMRec:
         else:
             check_vocabulary(tokenizer, shape.vocab)
             llama = weights.load(folder, shape, *how)
-        return nnx.split(llama)
+        graphdef, state = nnx.split(llama)
+        return graphdef, state if learned is None else _put(graphdef, state, *learned)
+
+    def learned(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """What it has trained, which it gives up together with its backbone: there is no room for two."""
+        found = self._model[0], self._params
+        for held in ("_backbone", "_model", "_params", "_encoders", "frozen", "store"):
+            self.__dict__.pop(held, None)
+        return found
 
     @cached_property
     def store(self) -> stores.ItemStore | None:
@@ -309,3 +328,15 @@ class LLMRec:
     def vectors(self) -> Vectors:
         """Those of `encode`."""
         return Vectors(**storage.read_arrays(self.vectors_stage.folder / VECTORS_FILE))
+
+
+def _put(
+    graphdef: nnx.GraphDef, state: nnx.State, model: nnx.GraphDef, params: nnx.State
+) -> nnx.State:
+    """The weights of a backbone, which are given up, with the LoRA of a trained model added to them."""
+
+    def put(state: nnx.State, params: nnx.State) -> nnx.State:
+        return nnx.state(merged(nnx.merge(graphdef, state), nnx.merge(model, params).added()))
+
+    like = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(put, out_shardings=like, donate_argnums=0)(state, params)

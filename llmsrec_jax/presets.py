@@ -1,0 +1,100 @@
+"""Settings that go together: what the words of `--config=FILE.py:WORD,WORD` mean; the later ones win.
+
+Rows of one engine: the paper's systems, its backbones, other teachers (Tables 1, 2, 6).
+"""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {"prompts.wording": "paper", "train.lr_schedule": "constant"},
+    "reference": {
+        "data.kcore": "reference",
+        "data.user_sample": "reference",
+        "data.ties": "file",
+        "teacher.keep": "last",
+        "teacher.patience": 0,
+        "train.patience": 5,
+        "train.exclude": "history",
+        "evaluate.max_users": 10_000,
+        "evaluate.validation_users": 10_000,
+    },
+    # TALLRec as the paper adapts it (2.1, Table 2 (a)): titles alone, LoRA, and no loss but that of retrieval (S8)
+    "tallrec": {
+        "prompts.item_repr": False,
+        "lora.rank": 8,
+        "lora.alpha": 16.0,
+        "lora.dropout": 0.05,
+        "lora.targets": ("q_proj", "v_proj"),
+        "distill.weight": 0.0,
+        "uniformity.weight": 0.0,
+    },
+    # LLaRA, likewise: titles and item embeddings, Table 2 (b) (S9); its curriculum is not there
+    "llara": {
+        "lora.rank": 8,
+        "lora.alpha": 32.0,
+        "lora.dropout": 0.1,
+        "lora.targets": (
+            *("q_proj", "k_proj", "v_proj", "o_proj"),
+            *("gate_proj", "up_proj", "down_proj"),
+        ),
+        "distill.weight": 0.0,
+        "uniformity.weight": 0.0,
+    },
+    # CoLLM, likewise: the user representation too, Table 2 (c), and LoRA on titles before everything else (S10)
+    "collm": {
+        "prompts.user_repr": True,
+        "lora.rank": 8,
+        "lora.alpha": 16.0,
+        "lora.dropout": 0.05,
+        "lora.targets": ("q_proj", "v_proj"),
+        "lora.first": True,
+        "distill.weight": 0.0,
+        "uniformity.weight": 0.0,
+    },
+    "retrieval_only": {"distill.weight": 0.0, "uniformity.weight": 0.0},  # Table 8, row (a)
+    # other teachers, with RecBole's settings (S3-S5); each is also a system of its own (--mode=teacher)
+    "gru4rec": {
+        "teacher.model": "gru4rec",
+        "teacher.loss": "ce",
+        "teacher.blocks": 1,
+        "teacher.dropout": 0.3,
+    },
+    "bert4rec": {
+        "teacher.model": "bert4rec",
+        "teacher.loss": "ce",
+        "teacher.heads": 2,
+        "teacher.dropout": 0.2,
+    },
+    "nextitnet": {
+        "teacher.model": "nextitnet",
+        "teacher.loss": "ce",
+        "teacher.blocks": 5,
+        "teacher.dropout": 0.0,
+    },
+    "sasrec_ce": {"teacher.loss": "ce"},
+    "llama-3.2-1b": {"llm.path": "meta-llama/Llama-3.2-1B-Instruct"},
+    "llama-3.2-3b": {"llm.path": "meta-llama/Llama-3.2-3B-Instruct"},
+    "llama-3.1-8b": {"llm.path": "meta-llama/Llama-3.1-8B-Instruct"},  # Fig. 5, D11
+    "smoke": {  # every stage in about a minute on two CPU cores; its numbers mean nothing
+        "data.shop.users": 300,
+        "data.shop.items": 150,
+        "data.max_users": 300,
+        "data.min_item": 1,
+        "teacher.d": 16,
+        "teacher.max_len": 32,
+        "teacher.epochs": 4,
+        "teacher.validate_every": 2,
+        "llm.path": "random:toy",
+        "head.hidden": 64,
+        "head.dim": 16,
+        "train.epochs": 1,
+        "train.max_users": 100,
+        "train.validations_per_epoch": 2,
+        "train.length_groups": 1,
+        "train.shapes": 1,
+        "evaluate.max_users": 100,
+        "evaluate.validation_users": 50,
+        "evaluate.shapes": 1,
+    },
+}
