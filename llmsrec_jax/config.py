@@ -239,6 +239,8 @@ class Evaluate:
     ties: Literal["average", "pessimistic", "optimistic"] = "average"  # (D42)
     score: Literal["dot", "cosine"] = "dot"  # (D45)
     mask_seen: bool = True  # full ranking skips the user's history
+    # nearest users of SKNN and V-SKNN, two controls that nothing trains (S16); 0 = without them
+    neighbours: int = 0
     batch: int = 64  # prompts per encoding step and device; more where prefixes are stored
     shapes: int = 8  # compiled shapes at most (per kind of prompt)
     show_users: int = 3  # users printed with history and top-5 titles

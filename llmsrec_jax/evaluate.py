@@ -6,7 +6,7 @@ Sampled ranking (stored candidates) and full ranking come from the same vectors 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,12 +16,32 @@ from llmsrec_jax.data.splits import Dataset
 USERS_PER_TILE = 256
 
 
+class Scores(Protocol):
+    """What a recommender is to those who rank; rows are those of the evaluated users."""
+
+    def catalogue(self, rows: np.ndarray) -> np.ndarray:
+        """float [n, I] of all items for users `rows` int [n]; column 0 is the pad."""
+        ...
+
+    def of(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """float [n, C] of candidates int [n, C]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Vectors:
-    """What a recommender is: scores are `user @ item.T`."""
+    """What most recommenders are: scores are `user @ item.T`."""
 
     user: np.ndarray  # float [U, R], rows aligned with the evaluated users
     item: np.ndarray  # float [I, R], row 0 is the pad
+
+    def catalogue(self, rows: np.ndarray) -> np.ndarray:
+        """As `Scores`."""
+        return self.user[rows] @ self.item.T
+
+    def of(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """As `Scores`."""
+        return np.einsum("ur,ucr->uc", self.user[rows], self.item[candidates])
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -81,25 +101,27 @@ def check_finite(
             )
 
 
-def sampled_ranking(vectors: Vectors, candidates: np.ndarray) -> Counts:
+def _tiles(users: int) -> Iterator[np.ndarray]:
+    """Rows, some at a time."""
+    for start in range(0, users, USERS_PER_TILE):
+        yield np.arange(start, min(start + USERS_PER_TILE, users))
+
+
+def sampled_ranking(scores: Scores, candidates: np.ndarray) -> Counts:
     """Counts for candidates int [U, C], the target in column 0."""
-    counts = []
-    for start in range(0, len(candidates), USERS_PER_TILE):
-        tile = slice(start, start + USERS_PER_TILE)
-        item = vectors.item[candidates[tile]]
-        counts.append(metrics.count_above(np.einsum("ur,ucr->uc", vectors.user[tile], item)))
+    tiles = _tiles(len(candidates))
+    counts = [metrics.count_above(scores.of(tile, candidates[tile])) for tile in tiles]
     above, tied = zip(*counts, strict=True)
     return np.concatenate(above), np.concatenate(tied)
 
 
 def full_ranking(
-    vectors: Vectors, targets: np.ndarray, seen: Callable[[int], np.ndarray] | None
+    of: Scores, targets: np.ndarray, seen: Callable[[int], np.ndarray] | None
 ) -> Counts:
     """Counts over the whole catalogue; `seen(row)` are item ids to skip (the target itself is never skipped)."""
     above, tied = np.empty(len(targets), np.int64), np.empty(len(targets), np.int64)
-    for start in range(0, len(targets), USERS_PER_TILE):
-        tile = np.arange(start, min(start + USERS_PER_TILE, len(targets)))
-        scores = vectors.user[tile] @ vectors.item.T
+    for tile in _tiles(len(targets)):
+        scores = of.catalogue(tile)
         own = scores[np.arange(len(tile)), targets[tile]][:, None]
         allowed = np.ones(scores.shape, bool)
         allowed[:, 0] = False
@@ -159,15 +181,17 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return dot(a, b) / np.maximum(np.sqrt(dot(a, a) * dot(b, b)), 1e-300)
 
 
-def top_lists(vectors: Vectors, seen: Callable[[int], np.ndarray] | None, k: int) -> np.ndarray:
+def top_lists(
+    of: Scores, users: int, seen: Callable[[int], np.ndarray] | None, k: int
+) -> np.ndarray:
     """int32 [U, k]: the k best-scored items of every user, `seen(row)` left out; ties go to the lower item id."""
-    out = np.zeros((len(vectors.user), k), np.int32)
-    for start in range(0, len(out), USERS_PER_TILE):
-        scores = vectors.user[start : start + USERS_PER_TILE] @ vectors.item.T
+    out = np.zeros((users, k), np.int32)
+    for tile in _tiles(users):
+        scores = of.catalogue(tile)
         scores[:, 0] = -np.inf
-        for row, of_user in enumerate(scores, start):
+        for row, of_user in zip(tile, scores, strict=True):
             if seen is not None:
-                of_user[seen(row)] = -np.inf
+                of_user[seen(int(row))] = -np.inf
             least = np.partition(of_user, -k)[-k]
             found = np.flatnonzero(of_user >= least)
             out[row] = found[np.argsort(-of_user[found], kind="stable")[:k]]

@@ -170,6 +170,9 @@ ABSENT = "this system is not part of this version"
 SASREC = Row("SASRec", "teacher", {"teacher.model": "sasrec"})
 LLM_SREC = Row("LLM-SRec")
 POPULARITY = Row("popularity", "popularity")
+NEIGHBOURS = tuple(
+    Row(name, name.lower(), {"evaluate.neighbours": 100}) for name in ("SKNN", "V-SKNN")
+)
 CF_SREC = (
     *(Row(name, "teacher", PRESETS[name.lower()]) for name in ("GRU4Rec", "BERT4Rec", "NextItNet")),
     SASREC,
@@ -371,7 +374,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "full_ranking": Experiment(
         "The whole catalogue ranked, beside 1 + 99 candidates",
         "beside the paper",
-        (POPULARITY, SASREC, LLM_SREC),
+        (POPULARITY, *NEIGHBOURS, SASREC, LLM_SREC),
         tuple(
             Column(f"{name.upper()}, {protocol}", name, protocol)
             for name in ("ndcg@10", "hr@1", "hr@5", "hr@10", "hr@20", "hr@50", "mrr@10")
@@ -383,7 +386,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "beyond_accuracy": Experiment(
         "Coverage, novelty, serendipity and popularity of lists of ten",
         "2402.01339",
-        (POPULARITY, SASREC, LLM_SREC),
+        (POPULARITY, *NEIGHBOURS, SASREC, LLM_SREC),
         tuple(Column(name.replace("_", " "), f"{name}@10", "full") for name in BEYOND),
         against="LLM-SRec",
         choices=("lists",),

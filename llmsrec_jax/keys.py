@@ -33,6 +33,7 @@ TRANSFERRED = (*VECTORS, "transfer")  # vectors on another dataset, whose settin
 _RULES = (
     *("order.train", "order.permutations", "order.scope", "slices"),
     *("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "evaluate.ks"),
+    "evaluate.neighbours",
 )
 JUDGED = {  # with LLM-SRec or without -> fields of what is said of the models
     True: (*VECTORS, *_RULES),

@@ -11,7 +11,7 @@ from llmsrec_jax.data import storage
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.evaluate import Counts
 from llmsrec_jax.results import SHOWN, Record
-from llmsrec_jax.schema import FLOOR_AND_BOUND, ORIGINAL, SHUFFLED
+from llmsrec_jax.schema import FLOORS_AND_BOUND, ORIGINAL, SHUFFLED
 
 LISTED = 10  # items of a list of recommendations, in metrics beyond accuracy and in cases
 VECTORS = "user vectors"  # stands for the protocol where no ranking is looked at
@@ -57,7 +57,7 @@ class Outcomes:
 
     def alone(self, model: str) -> np.ndarray:
         """float64 [U]: 1 where only this model is right (Fig. 6)."""
-        others = [m for m in self.models if m not in (model, *FLOOR_AND_BOUND)]
+        others = [m for m in self.models if m not in (model, *FLOORS_AND_BOUND)]
         wrong = [~self.right(other) for other in others]
         return np.all([self.right(model), *wrong], axis=0).astype(np.float64)
 

@@ -19,7 +19,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
                 "order.permutations",
                 "mesh.devices",
             ),
-            *("train.parts", "mesh.memory_gib", "lora.rank"),
+            *("train.parts", "mesh.memory_gib", "evaluate.neighbours", "lora.rank"),
         ),
     ),
     "at least 1": (

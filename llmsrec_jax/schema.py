@@ -6,9 +6,11 @@ from typing import Any
 SCHEMA = 1  # of results.json, cases.json and experiments/*.json
 STUDIES = ("cases.json", "cases_transfer.json")  # of the dataset that is trained on; of another one
 ORIGINAL, SHUFFLED = "original", "shuffled"  # conditions: order of the test histories
-POPULARITY, TEACHER, BOUND = "popularity", "teacher", "bayes bound"
-PLACE = {POPULARITY: -2, TEACHER: -1, BOUND: 1}  # in tables: baselines first, the bound last
-FLOOR_AND_BOUND = (POPULARITY, BOUND)  # no models of a user
+POPULARITY, SKNN, V_SKNN, TEACHER = "popularity", "sknn", "v-sknn", "teacher"
+BOUND = "bayes bound"
+# in tables: baselines first, the bound last
+PLACE = {POPULARITY: -4, SKNN: -3, V_SKNN: -2, TEACHER: -1, BOUND: 1}
+FLOORS_AND_BOUND = (POPULARITY, SKNN, V_SKNN, BOUND)  # nothing in them was trained
 VARIANTS = {  # (setting, value) -> words in a model's name (Tables 11, 12, Fig. 7)
     ("prompts.item_repr", False): "titles only",
     ("prompts.user_repr", True): "user representation",

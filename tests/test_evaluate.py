@@ -97,7 +97,7 @@ def test_records_carry_protocol_slice_and_error():
 
 def test_lists_leave_out_the_pad_and_what_was_seen():
     v = Vectors(np.array([[1.0]]), np.array([[9.0], [1.0], [5.0], [3.0], [4.0]]))
-    np.testing.assert_array_equal(evaluate.top_lists(v, lambda row: np.array([2]), 2)[0], [4, 3])
+    np.testing.assert_array_equal(evaluate.top_lists(v, 1, lambda row: np.array([2]), 2)[0], [4, 3])
 
 
 def test_encoding_keeps_a_batch_ahead():

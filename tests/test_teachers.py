@@ -44,3 +44,16 @@ def test_where_order_matters_every_model_beats_popularity(tmp_path, name, kind):
     found = {r["model"].split()[0]: r for r in rows if r["slice"] == "all"}
     better, floor = found["teacher"], found["popularity"]
     assert better["value"] > floor["value"] + 3 * (better["se"] + floor["se"])
+
+
+def test_neighbours_stand_beside_the_others(copy):
+    """Where they are asked for; what was bought last matters to one of them only, and nobody is trained for it."""
+    cfg = {"evaluate.neighbours": 20, "order.permutations": 1}
+    pipeline.run(tiny(cfg), copy, "teacher")
+    assert len(list((copy / "teacher").iterdir())) == 1
+    rows = [r for r in records(copy) if (r["metric"], r["slice"]) == ("ndcg@10", "all")]
+    found = {(r["model"], r["condition"]): r for r in rows if r["protocol"] == "sampled"}
+    assert found["sknn", "shuffled"]["change"]["change"] == 0
+    assert found["v-sknn", "shuffled"]["change"]["change"] != 0
+    assert found["sknn", "original"]["value"] > 0
+    assert len({r["candidates_hash"] for r in rows}) == 1

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from llmsrec_jax.data.interactions import UserSequences
 
+TILE = 256  # users at a time
 REACH = 0.1  # of recency lost with every step back, in the scores of V-SKNN
 
 
@@ -55,6 +56,22 @@ class Neighbours:
 
     def catalogue(self, rows: np.ndarray) -> np.ndarray:
         """float32 [n, I]: scores of all items for users in `rows` of the histories; 0 = no neighbour has it."""
+        some: Any = self._scores[rows]
+        return some.toarray()
+
+    def of(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """float32 [n, C]: those of candidates int [n, C]."""
+        return np.take_along_axis(self.catalogue(rows), candidates, axis=1)
+
+    @cached_property
+    def _scores(self) -> sp.csr_matrix:
+        """[U, I], made once: most items are no neighbour's."""
+        users = np.arange(len(self.users))
+        tiles = [users[begin : begin + TILE] for begin in range(0, len(users), TILE)]
+        return sp.csr_matrix(sp.vstack([sp.csr_matrix(self._tile(tile)) for tile in tiles]))
+
+    def _tile(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, I]."""
         scores = np.zeros((len(rows), self.size), np.float32)
         product: Any = self._of(rows, self.recency) @ self._items
         alike = product.toarray()

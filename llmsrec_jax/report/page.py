@@ -19,7 +19,7 @@ from llmsrec_jax.report.document import (
     Warned,
 )
 from llmsrec_jax.report.kinds import joined
-from llmsrec_jax.schema import FLOOR_AND_BOUND
+from llmsrec_jax.schema import FLOORS_AND_BOUND
 
 # the page may run and style itself, and fetch nothing
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -168,7 +168,7 @@ def _cases(cases: Cases, name: str) -> str:
     """The frame; page.js fills it."""
     content = cases.content
     models = content["models"]
-    compared = [model for model in models if model not in FLOOR_AND_BOUND] or models  # at first
+    compared = [model for model in models if model not in FLOORS_AND_BOUND] or models  # at first
     if not content["cases"]:
         return "<p>There are no users.</p>"
 

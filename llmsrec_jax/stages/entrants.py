@@ -1,17 +1,24 @@
 """Who is judged: models as what the judgement needs to know of them; and those of a dataset that they were trained on."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from llmsrec_jax import evaluate, results
 from llmsrec_jax.data import shop
-from llmsrec_jax.evaluate import Vectors
+from llmsrec_jax.data.interactions import UserSequences
+from llmsrec_jax.data.neighbours import Neighbours
+from llmsrec_jax.evaluate import Scores, Vectors
 from llmsrec_jax.keys import DATA, JUDGED, TEACHER, TRAIN
+from llmsrec_jax.schema import BOUND, FLOORS_AND_BOUND, POPULARITY, SKNN, V_SKNN
+from llmsrec_jax.schema import TEACHER as TEACHER_NAME
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.work import Work
+
+NEIGHBOURS = {SKNN: False, V_SKNN: True}  # name -> whether what was bought last weighs more
 
 
 class Model(NamedTuple):
@@ -19,8 +26,8 @@ class Model(NamedTuple):
 
     trained_on: str  # name of a dataset
     settings: dict[str, Any]  # {dotted name: value}: what its numbers depend on
-    vectors: Vectors
-    permuted: list[np.ndarray]  # user vectors [U, R] of histories in other orders
+    scores: Scores
+    permuted: Sequence[Scores]  # of histories in other orders
     alike: np.ndarray | None = (
         None  # float64 [U]: cosine of their hidden states, where there are any
     )
@@ -45,7 +52,7 @@ class Entrants(Protocol):
 
 
 class Trained:
-    """The floor, the teacher, LLM-SRec where there is one, and the bound where it is known."""
+    """The floors, the teacher, LLM-SRec where there is one, and the bound where it is known."""
 
     def __init__(self, work: Work, data: Prepared, teacher: Teacher, llm: LLMRec | None):
         self._work, self._data, self._teacher, self._llm = work, data, teacher, llm
@@ -56,27 +63,39 @@ class Trained:
 
     @property
     def names(self) -> dict[str, str]:
-        others = {name: name for name in ("popularity", "bayes bound")}
+        others = {name: name for name in FLOORS_AND_BOUND}
         return others | results.names(self._work.cfg)
 
     def models(self) -> dict[str, Model]:
         cfg, keys, dataset = self._work.cfg, self._work.keys, self._data.dataset
         users, _ = self._data.candidates("test")
-        first, *others = [
-            self._teacher.users(self._data.test_histories(number))
-            for number in range(cfg.order.permutations + 1)
-        ]
-        popular, seen = evaluate.popularity(dataset, users), Vectors(first, self._teacher.items)
-        here = dataset.name
+        orders = [self._data.test_histories(n) for n in range(cfg.order.permutations + 1)]
+        popular, here = evaluate.popularity(dataset, users), dataset.name
         models = {
-            "popularity": Model(here, keys(DATA), popular, [popular.user] * len(others)),
-            "teacher": Model(here, keys(TEACHER), seen, others),
+            POPULARITY: Model(here, keys(DATA), popular, [popular] * cfg.order.permutations),
+            **{name: self._neighbours(orders, users, name) for name in self._asked},
         }
+        items = self._teacher.items
+        first, *others = [Vectors(self._teacher.users(each), items) for each in orders]
+        models[TEACHER_NAME] = Model(here, keys(TEACHER), first, others)
         if self._llm is not None:
-            found = self._llm.vectors, self._llm.permuted, self._llm.alike
-            models["llm_srec"] = Model(here, keys(TRAIN), *found)
+            found, alike = self._llm.vectors, self._llm.alike
+            permuted = [Vectors(user, found.item) for user in self._llm.permuted]
+            models["llm_srec"] = Model(here, keys(TRAIN), found, permuted, alike)
         if cfg.data.source == "shop":
             made = shop.generate(cfg.data.shop, cfg.seed)
             best = Vectors(*made.bayes(dataset, users, "test"))
-            models["bayes bound"] = Model(here, keys(DATA), best, [])
+            models[BOUND] = Model(here, keys(DATA), best, [])
         return models
+
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        return tuple(NEIGHBOURS) if self._work.cfg.evaluate.neighbours else ()
+
+    def _neighbours(self, orders: list[UserSequences], users: np.ndarray, name: str) -> Model:
+        """The order of training sequences does not matter to them."""
+        dataset, k = self._data.dataset, self._work.cfg.evaluate.neighbours
+        size, rule = dataset.catalog.size, NEIGHBOURS[name]
+        first, *others = [Neighbours(users, x, dataset.train, size, k, rule) for x in orders]
+        settings = self._work.keys((*DATA, "evaluate.neighbours"))
+        return Model(dataset.name, settings, first, others)

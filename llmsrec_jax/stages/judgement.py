@@ -10,7 +10,7 @@ from llmsrec_jax import cases, config, evaluate, outcomes, processes, results
 from llmsrec_jax.checkpoint import Stage, read_json, write_json
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.slices import slices
-from llmsrec_jax.evaluate import Counts, Vectors
+from llmsrec_jax.evaluate import Counts, Scores, Vectors
 from llmsrec_jax.outcomes import Outcome, Outcomes
 from llmsrec_jax.provenance import Settings
 from llmsrec_jax.results import Record
@@ -82,17 +82,19 @@ class Judgement:
         return {"users": len(users)}
 
     def _outcome(self, name: str, model: Model) -> Outcome:
-        dataset, vectors = self._data.dataset, model.vectors
+        dataset, scores = self._data.dataset, model.scores
         users, _ = self._data.candidates("test")
-        evaluate.check_finite(name, vectors, dataset.user_keys[users], dataset.catalog.keys)
-        top = evaluate.top_lists(vectors, self._seen, outcomes.LISTED)
+        if isinstance(scores, Vectors):
+            evaluate.check_finite(name, scores, dataset.user_keys[users], dataset.catalog.keys)
+        top = evaluate.top_lists(scores, len(users), self._seen, outcomes.LISTED)
         lists, coverage = outcomes.lists(dataset, users, top)
-        one = Outcome(self._counts(vectors), top, lists, coverage)
+        one = Outcome(self._counts(scores), top, lists, coverage)
         if not model.permuted:
             return one
-        each = [self._counts(Vectors(user, vectors.item)) for user in model.permuted]
+        each = [self._counts(permuted) for permuted in model.permuted]
         stacked = {p: _stacked([counts[p] for counts in each]) for p in one.ranks}
-        alike = {COSINE: evaluate.similarity(vectors.user, model.permuted)}
+        vectors = [one.user for one in (scores, *model.permuted) if isinstance(one, Vectors)]
+        alike = {COSINE: evaluate.similarity(vectors[0], vectors[1:])} if vectors else {}
         if model.alike is not None:
             alike[COSINE_HIDDEN] = model.alike
         return replace(one, permuted=stacked, alike=alike)
@@ -105,14 +107,14 @@ class Judgement:
     def _histories(self) -> UserSequences:
         return self._data.test_histories(0)
 
-    def _counts(self, vectors: Vectors) -> dict[str, Counts]:
+    def _counts(self, scores: Scores) -> dict[str, Counts]:
         """Of both protocols."""
         users, candidates = self._data.candidates("test")
         seen = self._seen if self._work.cfg.evaluate.mask_seen else None
         targets = self._data.dataset.targets("test", users)
         return {
-            "sampled": evaluate.sampled_ranking(vectors, candidates),
-            "full": evaluate.full_ranking(vectors, targets, seen),
+            "sampled": evaluate.sampled_ranking(scores, candidates),
+            "full": evaluate.full_ranking(scores, targets, seen),
         }
 
     def _show(self, stage: Stage) -> None:

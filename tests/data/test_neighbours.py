@@ -46,7 +46,10 @@ def test_equals_the_definition(recency, k, seed):
         for row, user in enumerate(users)
     ]
     rows = np.array([2, 0, 3, 1])
-    np.testing.assert_allclose(model.catalogue(rows), np.array(wanted)[rows], rtol=1e-5)
+    found = model.catalogue(rows)
+    np.testing.assert_allclose(found, np.array(wanted)[rows], rtol=1e-5)
+    some = np.array([[1, 5], [30, 2], [7, 7], [0, 3]])
+    np.testing.assert_array_equal(model.of(rows, some), np.take_along_axis(found, some, axis=1))
 
 
 def test_what_was_bought_twice_is_as_recent_as_the_last_time():
