@@ -146,6 +146,25 @@ class Lora:
 
 
 @dataclass
+class Alignment:
+    """A-LLMRec's stage 1 (S11): what it makes of the teacher's item embeddings and the titles stands for items in prompts."""
+
+    # encoder of titles: minilm, of the extra [text] | folder of a Hugging Face one; '' = no such stage, prompts hold the teacher's
+    text: str = ""
+    middle: int = 128  # width of the space that both autoencoders meet in
+    item_weight: float = 0.5  # of the reconstruction of the teacher's item embeddings
+    text_weight: float = 0.2  # of the reconstruction of the titles' vectors
+    epochs: int = 10  # the last one is kept
+    lr: float = 1e-4
+    b2: float = 0.98  # Adam beta2
+    batch: int = 32  # users per step over all devices; the authors' paper says 64
+
+    @property
+    def trains(self) -> bool:
+        return self.text != ""
+
+
+@dataclass
 class Prompts:
     # the authors' code | Table 2 (b) as printed (D18)
     wording: Literal["reference", "paper"] = "reference"
@@ -304,6 +323,7 @@ class Config:
     teacher: Teacher = field(default_factory=Teacher)
     llm: LLM = field(default_factory=LLM)
     lora: Lora = field(default_factory=Lora)
+    alignment: Alignment = field(default_factory=Alignment)
     prompts: Prompts = field(default_factory=Prompts)
     head: Head = field(default_factory=Head)
     distill: Distill = field(default_factory=Distill)
@@ -314,6 +334,11 @@ class Config:
     slices: Slices = field(default_factory=Slices)
     transfer: Transfer = field(default_factory=Transfer)
     mesh: Mesh = field(default_factory=Mesh)
+
+    @property
+    def item_width(self) -> int:
+        """Of the vectors that stand for items in prompts: the teacher's, or A-LLMRec's joint ones."""
+        return self.alignment.middle if self.alignment.trains else self.teacher.d
 
 
 # The words of `--config=FILE.py:WORD,WORD`; the later ones win.
@@ -338,6 +363,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lora.alpha": 16.0,
         "lora.dropout": 0.05,
         "lora.targets": ("q_proj", "v_proj"),
+        "distill.weight": 0.0,
+        "uniformity.weight": 0.0,
+    },
+    # A-LLMRec as the paper adapts it (2.1, Table 2 (c)): joint embeddings of its stage 1, no LoRA, only the retrieval loss (S11)
+    "a_llmrec": {
+        "alignment.text": "minilm",
+        "prompts.user_repr": True,
         "distill.weight": 0.0,
         "uniformity.weight": 0.0,
     },

@@ -182,7 +182,8 @@ def _absent(*names: str) -> tuple[Row, ...]:
     return tuple(Row(name, missing=ABSENT) for name in names)
 
 
-LLM4REC = _absent("TALLRec", "LLaRA", "CoLLM", "A-LLMRec")
+A_LLMREC = Row("A-LLMRec", changes=config.PRESETS["a_llmrec"])
+LLM4REC = (*_absent("TALLRec", "LLaRA", "CoLLM"), A_LLMREC)
 FIVE = (SASREC, *LLM4REC, LLM_SREC)
 WITHOUT_BOTH = Row(
     "w/o distillation and uniformity",

@@ -30,7 +30,9 @@ SHOWN = ("hr@10", "ndcg@10")
 # what every model's numbers depend on
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "slices")
 ALIKE = {COSINE: "user vectors", COSINE_HIDDEN: "h_U"}  # metric -> of what (E9)
+JOINT = "joint embeddings"  # of A-LLMRec's stage 1
 SYSTEMS = {  # name -> as which variant of LLM-SRec the paper has it (2.1, Table 2)
+    "a_llmrec": {"llm_srec w/o distill, uniformity", "user representation", JOINT},
     "tallrec": {"llm_srec w/o distill, uniformity", "titles only", "LoRA"},
 }
 
@@ -48,7 +50,7 @@ def label(cfg: config.Config) -> str:
         if weight == 0
     ]
     name = "llm_srec" + (f" w/o {', '.join(off)}" if off else "")
-    others = _words(cfg, VARIANTS) + ["LoRA"] * cfg.lora.trains
+    others = _words(cfg, VARIANTS) + ["LoRA"] * cfg.lora.trains + [JOINT] * cfg.alignment.trains
     for system, parts in SYSTEMS.items():
         if {name, *others} >= parts:
             name, others = system, [words for words in others if words not in parts]
