@@ -155,6 +155,25 @@ class Lora:
 
 
 @dataclass
+class Alignment:
+    """A-LLMRec's stage 1 (S11): what it makes of the teacher's item embeddings and the titles stands for items in prompts."""
+
+    # encoder of titles: minilm, of the extra [text] | folder of a Hugging Face one; '' = no such stage, prompts hold the teacher's
+    text: str = ""
+    middle: int = 128  # width of the space that both autoencoders meet in
+    item_weight: float = 0.5  # of the reconstruction of the teacher's item embeddings
+    text_weight: float = 0.2  # of the reconstruction of the titles' vectors
+    epochs: int = 10  # the last one is kept
+    lr: float = 1e-4
+    b2: float = 0.98  # Adam beta2
+    batch: int = 32  # users per step over all devices; the authors' paper says 64
+
+    @property
+    def trains(self) -> bool:
+        return self.text != ""
+
+
+@dataclass
 class Prompts:
     # the authors' code | Table 2 (b) as printed (D18)
     wording: Literal["reference", "paper"] = "reference"
@@ -315,6 +334,7 @@ class Config:
     teacher: Teacher = field(default_factory=Teacher)
     llm: LLM = field(default_factory=LLM)
     lora: Lora = field(default_factory=Lora)
+    alignment: Alignment = field(default_factory=Alignment)
     prompts: Prompts = field(default_factory=Prompts)
     head: Head = field(default_factory=Head)
     distill: Distill = field(default_factory=Distill)
@@ -326,13 +346,20 @@ class Config:
     transfer: Transfer = field(default_factory=Transfer)
     mesh: Mesh = field(default_factory=Mesh)
 
+    @property
+    def item_width(self) -> int:
+        """Of the vectors that stand for items in prompts: the teacher's, or A-LLMRec's joint ones."""
+        return self.alignment.middle if self.alignment.trains else self.teacher.d
+
 
 def before(config: Config) -> Config | None:
     """The run that `lora.first` asks for: the same but for prompts of titles alone, with LoRA that trains. None = no such run."""
     if not (config.lora.exists and config.lora.first):
         return None
     titles = {"prompts.item_repr": False, "prompts.user_repr": False}
-    return apply(config, {"lora.first": False, **titles})
+    first = apply(config, {"lora.first": False, **titles})
+    first.alignment = Alignment()  # of item embeddings, which are not there
+    return first
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

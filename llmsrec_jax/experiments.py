@@ -183,10 +183,8 @@ def _absent(*names: str) -> tuple[Row, ...]:
     return tuple(Row(name, missing=ABSENT) for name in names)
 
 
-LLM4REC = (
-    *(Row(name, changes=PRESETS[name.lower()]) for name in ("TALLRec", "LLaRA", "CoLLM")),
-    *_absent("A-LLMRec"),
-)
+_LLM4REC = {"TALLRec": "tallrec", "LLaRA": "llara", "CoLLM": "collm", "A-LLMRec": "a_llmrec"}
+LLM4REC = tuple(Row(name, changes=PRESETS[word]) for name, word in _LLM4REC.items())
 FIVE = (SASREC, *LLM4REC, LLM_SREC)
 WITHOUT_BOTH = Row(
     "w/o distillation and uniformity",

@@ -7,6 +7,7 @@ from typing import Any
 from llmsrec_jax import config
 from llmsrec_jax.data import storage
 from llmsrec_jax.llama import config as llama
+from llmsrec_jax.text import config as text
 
 # Settings that only change speed or display are in none of these.
 DATA = ("seed", "data")
@@ -19,8 +20,10 @@ TOKENS = (
     *(*DATA, "llm.path", "llm.revision", "llm.tokenizer"),
     *("prompts.wording", "prompts.item_repr"),
 )
+TEXTS = (*DATA, "alignment.text")  # vectors of titles
+ALIGNMENT = (*TEACHER, "alignment")
 TRAIN = (
-    *(*TEACHER, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype", "llm.quant"),
+    *(*ALIGNMENT, "llm.path", "llm.revision", "llm.tokenizer", "llm.dtype", "llm.quant"),
     "llm.item_store_dtype",
     *("lora", "prompts", "head", "distill", "uniformity", "evaluate.score"),
     *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),
@@ -41,6 +44,7 @@ JUDGED = {  # with LLM-SRec or without -> fields of what is said of the models
 }
 JUDGED_ELSEWHERE = (*JUDGED[True], "transfer")
 OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
+_TEXT_FILES = ("*.json", "*.txt", "*.model", "*/config.json")  # small ones of a text encoder
 
 
 class Keys:
@@ -54,6 +58,7 @@ class Keys:
         """{setting: value}; a path counts as what is in its files, so a moved file is the same and a changed one is not."""
         values = config.subset(self._cfg, names)
         unsaid = () if self._cfg.lora.exists else ("lora.",)
+        unsaid += () if self._cfg.alignment.trains else ("alignment.",)
         unsaid += ("prompts.item_repr",) if self._cfg.prompts.item_repr else ()
         # settings of what is not there: keys are as if there were no such settings
         values = {name: one for name, one in values.items() if not name.startswith(unsaid)}
@@ -75,6 +80,13 @@ class Keys:
     def _of_tokenizer(self, path: str) -> str:
         return path if path in OWN_TOKENIZERS else llama.fingerprint(llama.resolve(path))
 
+    def _of_text_encoder(self, name: str) -> str:
+        """By its weights and tokenizer, and by how it reads and pools, which is in files and folders of their own."""
+        folder = text.locate(name)
+        found = {path for pattern in _TEXT_FILES for path in folder.glob(pattern)}
+        small = {str(path.relative_to(folder)): storage.fingerprint(str(path)) for path in found}
+        return config.key({"": llama.fingerprint(folder), **small})
+
     def _of_file(self, path: str) -> str:
         return storage.fingerprint(path)
 
@@ -90,4 +102,5 @@ _CONTENT = {
     "transfer.files.items": Keys._of_file,
     "llm.path": Keys._of_backbone,
     "llm.tokenizer": Keys._of_tokenizer,
+    "alignment.text": Keys._of_text_encoder,
 }

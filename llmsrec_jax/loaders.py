@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmsrec_jax import config, parallel
-from llmsrec_jax.batch import HIDDEN, LLMBatch, PromptBatch, SequenceBatch
+from llmsrec_jax.batch import HIDDEN, AlignBatch, LLMBatch, PromptBatch, SequenceBatch
 from llmsrec_jax.data import sampling
 from llmsrec_jax.data.interactions import Histories, UserSequences
 from llmsrec_jax.data.samples import Samples
@@ -155,6 +155,35 @@ def windows(sequences: UserSequences, rows: np.ndarray, width: int) -> np.ndarra
     index = ends - width + np.arange(width)[None, :]
     live = index >= sequences.offsets[rows][:, None]
     return np.where(live, sequences.items[np.where(live, index, 0)], 0).astype(np.int32)
+
+
+class AlignBatches:
+    """Batches of A-LLMRec's stage 1: samples, each with an item that its user never took in training (S11)."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        cf_user_repr: np.ndarray,
+        batch: int,
+        seed: int,
+        devices: int,
+        mine: Sequence[int] | None = None,
+    ):
+        """`cf_user_repr` float32 [n, E]: the teacher's vectors of the samples' inputs."""
+        self.samples, self.cf_user_repr, self.seed = samples, cf_user_repr, seed
+        self.devices, self.mine = devices, own(devices, mine)
+        self.order = EpochOrder(np.arange(len(samples)), batch, seed)
+        self.rows = per_device(self.order.batch, devices, "alignment.batch")
+
+    def __call__(self, step: int) -> AlignBatch:
+        """Arrays [own devices, rows, ...]."""
+        rows = self.order(step).reshape(self.devices, self.rows)[self.mine]
+        users, positive = self.samples.users[rows.ravel()], self.samples.targets[rows]
+        drawn = sampling.teacher_negatives(
+            *(self.samples.dataset, users, positive.reshape(-1, 1), 1, self.seed),
+            epoch=step // self.order.steps_per_epoch,
+        )
+        return AlignBatch(self.cf_user_repr[rows], positive, drawn.reshape(rows.shape))
 
 
 class LLMBatches:

@@ -38,7 +38,7 @@ class Needs(NamedTuple):
     """Bytes on each device."""
 
     weights: int  # of the frozen backbone
-    teacher: int  # its item vectors
+    teacher: int  # its item vectors, or the joint ones
     trained: int  # with Adam's two moments
     store: int  # keys and values of item prefixes
     batch: int
@@ -122,7 +122,7 @@ class Job:
         brought = self._stored(step.item_tokens.prefix) if store == "host" else 0
         return Needs(
             weights=llm.weights,
-            teacher=(len(self.items[0]) + 1) * self.cfg.teacher.d * FP32,
+            teacher=(len(self.items[0]) + 1) * self.cfg.item_width * FP32,
             trained=3 * self._gradients,
             store=self.prefixes + self._stored(block) if store == "hbm" else 0,
             batch=parts * (brought + _numbers(step, kept) + self._told(step) + self._hidden(step)),
@@ -168,7 +168,11 @@ class Job:
         """Bytes of everything that trains."""
         widths, head = (self.cfg.teacher.d, self.llama.d), self.cfg.head
         variant = llm4rec.variant(self.cfg, self.llama)
-        options = (*widths, *map(astuple, (head, self.cfg.prompts, self.cfg.lora)))
+        options = (
+            *widths,
+            self.cfg.item_width,
+            *map(astuple, (head, self.cfg.prompts, self.cfg.lora)),
+        )
         if options not in self._planned:
             new = lambda: llm4rec.LLMSRec(*widths, head, (0.0, 1.0), nnx.Rngs(params=0), *variant)
             params = jax.tree.leaves(nnx.state(nnx.eval_shape(new)))

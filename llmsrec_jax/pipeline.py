@@ -1,4 +1,4 @@
-"""The order of the stages: prepare -> tokens -> teacher -> train -> encode -> evaluate (-> transfer). Each leaves an artefact keyed by what it depends on.
+"""The order of the stages: prepare -> tokens -> teacher (-> alignment) -> train -> encode -> evaluate (-> transfer). Each leaves an artefact keyed by what it depends on.
 
 A finished stage is skipped, an interrupted one resumes. Stages of other configurations live beside each other in
 one work folder, so that ablations share data, teacher and tokens.
@@ -12,6 +12,7 @@ from llmsrec_jax import config, parallel, processes, rules, stores
 from llmsrec_jax.checkpoint import Lock, write_json
 from llmsrec_jax.llama import weights
 from llmsrec_jax.schema import STUDIES
+from llmsrec_jax.stages.alignment import Alignment
 from llmsrec_jax.stages.entrants import Trained
 from llmsrec_jax.stages.judgement import Judgement
 from llmsrec_jax.stages.llm import LLMRec
@@ -31,10 +32,12 @@ class Run:
         self.data = Prepared(self.work)
         self.tokens = Tokens(self.work, self.data)
         self.teacher = Teacher(self.work, self.data)
+        self.alignment = Alignment(self.work, self.data, self.teacher)
         first = config.before(cfg)
         self.before = None if first is None else Run(first, workdir, writer)
         above = None if self.before is None else self.before.llm
-        self.llm = LLMRec(self.work, self.data, self.tokens, self.teacher, above)
+        reads = self.work, self.data, self.tokens, self.teacher, self.alignment
+        self.llm = LLMRec(*reads, above)
         trained = self.work, self.data, self.teacher
         self.judgement = Judgement(self.work, self.data, Trained(*trained, self.llm), STUDIES[0])
         self.teacher_judgement = Judgement(
@@ -60,9 +63,12 @@ TRAIN: tuple[Step, ...] = (
     lambda run: run.data.require_order(),
     lambda run: run.tokens.require_titles(),
     lambda run: run.llm.require_even_batches(),
+    lambda run: run.alignment.require_even_batches(),
     lambda run: run.tokens.tokenize(),
+    lambda run: run.alignment.encode(),
     lambda run: run.llm.require_memory(),
     lambda run: run.teacher.train(),
+    lambda run: run.alignment.train(),
     lambda run: run.before and each(run.before, TRAIN),
     lambda run: run.llm.train(),
 )

@@ -52,6 +52,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.weight": 0.0,
         "uniformity.weight": 0.0,
     },
+    # A-LLMRec as the paper adapts it (2.1, Table 2 (c)): joint embeddings of its stage 1, no LoRA, only the retrieval loss (S11)
+    "a_llmrec": {
+        "alignment.text": "minilm",
+        "prompts.user_repr": True,
+        "distill.weight": 0.0,
+        "uniformity.weight": 0.0,
+    },
     "retrieval_only": {"distill.weight": 0.0, "uniformity.weight": 0.0},  # Table 8, row (a)
     # other teachers, with RecBole's settings (S3-S5); each is also a system of its own (--mode=teacher)
     "gru4rec": {

@@ -30,7 +30,9 @@ SHOWN = ("hr@10", "ndcg@10")
 # what every model's numbers depend on
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "slices")
 ALIKE = {COSINE: "user vectors", COSINE_HIDDEN: "h_U"}  # metric -> of what (E9)
+JOINT = "joint embeddings"  # of A-LLMRec's stage 1
 SYSTEMS = {  # name -> as which variant of LLM-SRec the paper has it (2.1, Table 2)
+    "a_llmrec": {"llm_srec w/o distill, uniformity", "user representation", JOINT},
     "tallrec": {"llm_srec w/o distill, uniformity", "titles only", "LoRA"},
     "collm": {"llm_srec w/o distill, uniformity", "user representation", "LoRA first"},
     "llara": {"llm_srec w/o distill, uniformity", "LoRA"},
@@ -53,6 +55,7 @@ def label(cfg: config.Config) -> str:
     others = _words(cfg, VARIANTS)
     if cfg.lora.exists:
         others.append("LoRA" if cfg.lora.trains else "LoRA first")
+    others += [JOINT] * cfg.alignment.trains
     for system, parts in SYSTEMS.items():
         if {name, *others} >= parts:
             name, others = system, [words for words in others if words not in parts]

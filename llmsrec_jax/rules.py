@@ -3,8 +3,19 @@
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
-from llmsrec_jax.config import Config, Data, Lora, Teacher, Transfer, closest, flatten, typed
+from llmsrec_jax.config import (
+    Alignment,
+    Config,
+    Data,
+    Lora,
+    Teacher,
+    Transfer,
+    closest,
+    flatten,
+    typed,
+)
 
 # What a number may be; every number of the tree is in exactly one row (a test checks it).
 RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
@@ -20,6 +31,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
                 "mesh.devices",
             ),
             *("train.parts", "mesh.memory_gib", "evaluate.neighbours", "lora.rank"),
+            *("alignment.item_weight", "alignment.text_weight"),
         ),
     ),
     "at least 1": (
@@ -33,13 +45,14 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
             *("train.batch", "train.epochs", "train.negatives", "train.validations_per_epoch"),
             *("train.length_groups", "train.shapes", "mesh.fsdp", "mesh.tensor"),
             *("evaluate.negatives", "evaluate.batch", "evaluate.shapes"),
+            *("alignment.middle", "alignment.epochs", "alignment.batch"),
         ),
     ),
     "above 0": (
         lambda v: v > 0,
         (
             *("teacher.lr", "distill.temperature", "uniformity.temperature", "train.lr"),
-            "lora.alpha",
+            *("lora.alpha", "alignment.lr"),
         ),
     ),
     "above 0 and at most 1": (
@@ -55,7 +68,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "above 0 and at most 0.5": (lambda v: 0 < v <= 0.5, ("slices.item_share",)),
     "at least 0 and below 1": (
         lambda v: 0 <= v < 1,
-        ("teacher.dropout", "teacher.b2", "train.b2", "lora.dropout"),
+        ("teacher.dropout", "teacher.b2", "train.b2", "lora.dropout", "alignment.b2"),
     ),
 }
 
@@ -63,7 +76,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
 MAY_BE_EMPTY = (
     *("data.name", "data.files.interactions", "data.files.items", "data.category", "llm.revision"),
     *("data.manual_dir", "data.base_url", "data.cache_dir", "llm.tokenizer", "transfer.name"),
-    *("transfer.category", "transfer.files.interactions", "transfer.files.items"),
+    *("transfer.category", "transfer.files.interactions", "transfer.files.items", "alignment.text"),
 )
 
 METRIC = re.compile(r"(hr|ndcg|mrr)@([1-9][0-9]*)")
@@ -87,6 +100,7 @@ def validate(config: Config) -> None:
     _check_transfer(config.transfer)
     _check_metrics(config)
     _check_lora(config)
+    _check_alignment(config)
     _check_teacher(config.teacher)
     llm, rounded = config.llm, config.llm.item_store_dtype != "auto"
     if llm.revision and llm.path.startswith("random:"):
@@ -143,11 +157,7 @@ def _check_teacher(teacher: Teacher) -> None:
 def _check_lora(config: Config) -> None:
     lora, store = config.lora, config.llm.item_store
     if not lora.exists:
-        for name, value, _ in flatten(lora, "lora."):
-            if value != getattr(Lora(), name.removeprefix("lora.")):
-                raise ValueError(
-                    f"{name}={value} asks for LoRA, and lora.rank=0 is none: give a rank"
-                )
+        _refuse_unread("lora", lora, Lora(), "asks for LoRA, and lora.rank=0 is none: give a rank")
         return
     if lora.first and config.llm.quant != "none":
         raise ValueError(
@@ -161,6 +171,26 @@ def _check_lora(config: Config) -> None:
         )
     if config.llm.item_store_dtype != "auto":
         raise ValueError("llm.item_store_dtype: with LoRA nothing is stored")
+
+
+def _check_alignment(config: Config) -> None:
+    alignment = config.alignment
+    if not alignment.trains:
+        why = "is of A-LLMRec's stage 1, and there is none: name a text encoder (alignment.text)"
+        _refuse_unread("alignment", alignment, Alignment(), why)
+    elif not config.prompts.item_repr:
+        raise ValueError(
+            f"alignment.text={alignment.text!r} makes embeddings of items, and prompts.item_repr=False shows none"
+        )
+
+
+def _refuse_unread(section: str, given: Any, default: Any, why: str) -> None:
+    """Settings of what is switched off."""
+    for (name, value, _), (_, usual, _) in zip(
+        flatten(given, f"{section}."), flatten(default), strict=True
+    ):
+        if value != usual:
+            raise ValueError(f"{name}={value} {why}")
 
 
 def _check_metrics(config: Config) -> None:

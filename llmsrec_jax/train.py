@@ -1,4 +1,4 @@
-"""The training loop that the teacher and LLM-SRec share, and their two step functions.
+"""The training loop that the teacher, A-LLMRec's stage 1 and LLM-SRec share, and their step functions.
 
 Steps own maths: pure, `(frozen, state, batch) -> (state, metrics)`, jitted once, state donated.
 The loop owns I/O: progress, validation, checkpoints, early stopping, signals. Its data position is the step number.
@@ -19,7 +19,7 @@ from flax import nnx
 
 from llmsrec_jax import config, processes
 from llmsrec_jax.checkpoint import Checkpoints
-from llmsrec_jax.models import cf, llm4rec
+from llmsrec_jax.models import allmrec, cf, llm4rec
 from llmsrec_jax.writer import Writer
 
 ASK_EVERY = 16  # steps
@@ -100,6 +100,27 @@ def teacher_step(
     if axis is not None:
         value, grads = jax.lax.psum((value, grads), axis)
     return _apply(state, grads, cfg.teacher.b2), {"loss": value}
+
+
+def align_step(
+    frozen: allmrec.Frozen,
+    state: State,
+    batch: Any,
+    *,
+    model: nnx.GraphDef,
+    cfg: config.Config,
+    axis: str | tuple[str, ...] | None = None,
+) -> tuple[State, dict[str, jax.Array]]:
+    """One Adam step of A-LLMRec's stage 1 on the global batch (S11)."""
+    weights = {"item_weight": cfg.alignment.item_weight, "text_weight": cfg.alignment.text_weight}
+
+    def share(params):
+        return allmrec.loss(nnx.merge(model, params), batch, frozen, **weights, axis=axis)
+
+    grads, terms = jax.grad(share, has_aux=True)(state.params)
+    if axis is not None:
+        grads, terms = jax.lax.psum((grads, terms), axis)
+    return _apply(state, grads, cfg.alignment.b2), terms
 
 
 def validation_steps(steps_per_epoch: int, epochs: int, per_epoch: int) -> list[int]:

@@ -90,8 +90,8 @@ class System:
 
     @cached_property
     def cf_items(self) -> np.ndarray:
-        """float32 [I, E]: the teacher's item embeddings."""
-        return self._normal(self.made.dataset.catalog.size)
+        """float32 [I, item_width]: what stands for items in prompts."""
+        return self._normal(self.made.dataset.catalog.size, self.cfg.item_width)
 
     @cached_property
     def cf_users(self) -> np.ndarray:
@@ -102,9 +102,10 @@ class System:
         """float32 [users, E]: the teacher's vectors, where prompts open with them."""
         return self._normal(users) if self.cfg.prompts.user_repr else None
 
-    def _normal(self, rows: int) -> np.ndarray:
+    def _normal(self, rows: int, width: int | None = None) -> np.ndarray:
+        """Of the teacher's width, or another one."""
         rng = np.random.default_rng([self.cfg.seed, rows])
-        return rng.standard_normal((rows, self.cfg.teacher.d), np.float32)
+        return rng.standard_normal((rows, width or self.cfg.teacher.d), np.float32)
 
     @cached_property
     def frozen(self) -> llm4rec.Frozen:

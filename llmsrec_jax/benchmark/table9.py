@@ -78,11 +78,12 @@ def works(system: System, sizes: work.Sizes, shape: made.Shape) -> Works:
     samples = Samples.of(dataset, dataset.eligible("train"), cfg.train.targets)
     lengths = builder.user_lengths(samples)
     prompts = cfg.prompts
-    slots = np.minimum(samples.lengths, prompts.history_len) * prompts.item_repr + prompts.user_repr
+    slots = np.minimum(samples.lengths, prompts.history_len).sum() * prompts.item_repr
+    told = len(samples) * prompts.user_repr
     items = builder.items(np.arange(1, dataset.catalog.size))
     each = items.prefix_len.astype(np.int64), items.live_lengths
     candidates = len(samples) * (1 + cfg.train.negatives) / len(items)
-    training = sizes.prompts(*lengths, float(slots.sum()), training=True) + sizes.prompts(
+    training = sizes.prompts(*lengths, float(slots), told, training=True) + sizes.prompts(
         *each, len(items) * prompts.item_repr, training=True
     ).scaled(candidates)
     evaluated = dataset.eligible("test")[:INFERRED_USERS]

@@ -57,7 +57,8 @@ class Sizes:
     def __init__(self, cfg: config.Config, llama: LlamaConfig):
         self.llama, self._lora = llama, cfg.lora
         self._keeps_items = cfg.llm.item_store != "recompute"
-        self._slot = _head(cfg.teacher.d, llama.d, llama.d)
+        self._slot = _head(cfg.item_width, llama.d, llama.d)
+        self._user_slot = _head(cfg.teacher.d, llama.d, llama.d)
         self._head = _head(llama.d, cfg.head.hidden, cfg.head.dim)
 
     def prompts(
@@ -65,15 +66,17 @@ class Sizes:
         prefix: np.ndarray,
         live: np.ndarray,
         slots: float,
+        told: float = 0.0,
         *,
         training: bool,
         kept: np.ndarray | bool = False,
     ) -> Work:
-        """Of prompts with these lengths (int [n] each) and this many slots to project in all; `kept`: no prefix to compute."""
+        """Of prompts with these lengths (int [n] each) and this many slots of items, and of users, to project in all; `kept`: no prefix to compute."""
         llama, total = self.llama, prefix + live
         if training:
             prefix, live = in_training((prefix, live), self._lora)
-        heads = (TRAINED if training else 1) * (slots * self._slot + len(live) * self._head)
+        projected = slots * self._slot + told * self._user_slot
+        heads = (TRAINED if training else 1) * (projected + len(live) * self._head)
         useful = flops.prefill(llama, np.where(kept, 0, prefix))
         useful += flops.extend(llama, prefix, live)
         if training:
@@ -91,8 +94,8 @@ class Sizes:
         lengths = prompts.prefix_len.astype(np.int64), prompts.live_lengths
         is_item = prompts.kind[prompts.offsets[1:] - 1] == ITEM_OUT
         kept = is_item & self._keeps_items
-        slots = float(np.isin(prompts.kind, (HISTORY, USER_REPR)).sum())
-        return self.prompts(*lengths, slots, training=training, kept=kept)
+        slots = [float((prompts.kind == kind).sum()) for kind in (HISTORY, USER_REPR)]
+        return self.prompts(*lengths, *slots, training=training, kept=kept)
 
     def step(self, whole: Whole) -> Work:
         """Of a training step; `rows` are its users."""

@@ -61,16 +61,8 @@ def check(model: Alignment, frozen: Frozen) -> None:
 
     Shapes are enough (`jax.ShapeDtypeStruct`), so a checkpoint can be checked before anything is computed.
     """
-    for what, autoencoder, table in (
-        ("the text encoder", model.text, frozen.texts),
-        ("the teacher", model.item, frozen.cf_items),
-    ):
-        want, width = autoencoder.first.in_features, table.shape[1]
-        if want != width:
-            raise ValueError(
-                f"{what} gives vectors of width {width}, A-LLMRec's stage 1 is of width {want}: "
-                "name the one it was trained with, or train stage 1 again"
-            )
+    _check_width("the text encoder", model.text, frozen.texts)
+    _check_width("the teacher", model.item, frozen.cf_items)
     if len(frozen.texts) != len(frozen.cf_items):
         raise ValueError(
             f"vectors of {len(frozen.texts)} texts, but the teacher has {len(frozen.cf_items)} items: "
@@ -78,9 +70,24 @@ def check(model: Alignment, frozen: Frozen) -> None:
         )
 
 
+def _check_width(what: str, autoencoder: Autoencoder, table: Array) -> None:
+    want, width = autoencoder.first.in_features, table.shape[-1]
+    if want != width:
+        raise ValueError(
+            f"{what} gives vectors of width {width}, A-LLMRec's stage 1 is of width {want}: "
+            "name the one it was trained with, or train stage 1 again"
+        )
+
+
 def item_repr(model: Alignment, cf_items: Float[Array, "*I E"]) -> Float[Array, "*I R"]:
-    """Joint embeddings of items, from the CF side: what stands for them in prompts."""
+    """Joint embeddings of items, from the CF side: what stands for them in prompts. ValueError where they are of another width."""
+    _check_width("the teacher", model.item, cf_items)
     return model.item.encode(cf_items)
+
+
+def decoded(model: Alignment, cf_items: Float[Array, "*I E"]) -> Float[Array, "*I E"]:
+    """What the CF side makes of items again, which is to recommend as they do."""
+    return model.item.decode(item_repr(model, cf_items))
 
 
 def loss(

@@ -38,18 +38,19 @@ class LLMSRec(nnx.Module):
         user_repr: bool = False,
         lora: tuple[config.Lora, LlamaConfig] | None = None,
         item_repr: bool = True,
+        d_item: int | None = None,
     ):
-        """lora: with the shape of the backbone."""
+        """lora: with the shape of the backbone. d_item: width of what stands for items in prompts; None = d_cf."""
         mean, std = embedding_moments
-        projector = lambda: Head(d_cf, d_llm, d_llm, "leaky_relu", True, rngs)
-        self.item_projector = projector() if item_repr else None
+        projector = lambda width: Head(width, d_llm, d_llm, "leaky_relu", True, rngs)
+        self.item_projector = projector(d_item or d_cf) if item_repr else None
         self.user_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
         self.item_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
         self.cf_user_head = Head(d_cf, head.dim, head.dim, "gelu", True, rngs)
         token = lambda: nnx.Param(mean + std * jax.random.normal(rngs.params(), (d_llm,)))
         self.user_out, self.item_out = token(), token()
         # the last draws: without them the others are the same
-        self.user_projector = projector() if user_repr else None
+        self.user_projector = projector(d_cf) if user_repr else None
         self.lora = None if lora is None else Adapters(*lora, rngs)
 
     def added(self, key: Array | None = None) -> Added:
@@ -67,17 +68,17 @@ def new(cfg: config.Config, llama: Llama, rngs: nnx.Rngs) -> LLMSRec:
 
 def variant(
     cfg: config.Config, llama: LlamaConfig
-) -> tuple[bool, tuple[config.Lora, LlamaConfig] | None, bool]:
-    """What else trains, as LLMSRec takes it."""
+) -> tuple[bool, tuple[config.Lora, LlamaConfig] | None, bool, int]:
+    """What else trains, and how wide items are, as LLMSRec takes it."""
     lora = (cfg.lora, llama) if cfg.lora.trains else None
-    return cfg.prompts.user_repr, lora, cfg.prompts.item_repr
+    return cfg.prompts.user_repr, lora, cfg.prompts.item_repr, cfg.item_width
 
 
 class Frozen(NamedTuple):
     """What never trains and is never saved."""
 
     llama: nnx.State
-    cf_items: Array  # float32 [I, E] the teacher's item embeddings
+    cf_items: Array  # float32 [I, item_width] what stands for items: the teacher's embeddings, or A-LLMRec's joint ones
     items: KV | None = None  # keys and values of all item prompts' prefixes, where they are kept
     key: Array | None = None  # of dropout in training
 

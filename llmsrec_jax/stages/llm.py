@@ -21,6 +21,7 @@ from llmsrec_jax.memory import Job
 from llmsrec_jax.models import llm4rec
 from llmsrec_jax.prompts.prompts import LatePrompts, Prompts
 from llmsrec_jax.prompts.tokens import check_vocabulary
+from llmsrec_jax.stages.alignment import Alignment
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.tokens import Tokens
@@ -41,11 +42,12 @@ class LLMRec:
         data: Prepared,
         tokens: Tokens,
         teacher: Teacher,
+        alignment: Alignment,
         before: "LLMRec | None" = None,
     ):
         """before: whose backbone this one reads with, as that has trained it (S10)."""
         self._work, self._data, self._tokens, self._teacher = work, data, tokens, teacher
-        self._before = before
+        self._alignment, self._before = alignment, before
 
     # before ---------------------------------------------------------------------------------------------------
 
@@ -131,7 +133,8 @@ class LLMRec:
 
     @cached_property
     def frozen(self) -> llm4rec.Frozen:
-        items = parallel.replicate(jnp.asarray(self._teacher.items), self._work.mesh)
+        items = self._alignment.items(self._teacher.items)
+        items = parallel.replicate(jnp.asarray(items), self._work.mesh)
         kept = None if self.store is None else self.store.resident
         key = self._key if self._work.cfg.lora.trains else None
         key = parallel.replicate(key, self._work.mesh)

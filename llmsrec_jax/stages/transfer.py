@@ -62,7 +62,7 @@ class VisitingLLM(LLMRec):
     def __init__(
         self, home: LLMRec, work: Work, data: Prepared, tokens: Tokens, teacher: VisitingTeacher
     ):
-        super().__init__(work, data, tokens, teacher)
+        super().__init__(work, data, tokens, teacher, home._alignment)
         self._home = home
 
     @cached_property

@@ -97,6 +97,15 @@ def locate(name: str) -> Path:
     return folder
 
 
+def is_here(name: str) -> bool:
+    """Whether `locate` finds a folder."""
+    try:
+        locate(name)
+    except ValueError:
+        return False
+    return True
+
+
 def from_hf(folder: str | Path) -> EncoderConfig:
     """Reads `folder`/config.json; ValueError naming file and field for what is no plain encoder of FAMILIES."""
     raw, file = hf_folder.config(folder)
