@@ -73,6 +73,12 @@ def test_permuted_histories_are_told_by_settings_only_where_these_tell_rows_apar
         ({"lora.rank": 4}, "llm_srec, LoRA"),
         ({"prompts.item_repr": False}, "llm_srec, titles only"),
         (config.PRESETS["tallrec"], "tallrec"),
+        (config.PRESETS["a_llmrec"], "a_llmrec"),
+        ({"alignment.text": "folder"}, "llm_srec, joint embeddings"),
+        (
+            {**config.PRESETS["a_llmrec"], "lora.rank": 4, "teacher.loss": "ce"},
+            "a_llmrec, LoRA, teacher ce",
+        ),
         ({**config.PRESETS["tallrec"], "train.targets": "all"}, "tallrec, auto-regressive"),
         (
             {**config.PRESETS["tallrec"], "distill.weight": 1.0, "order.train": "shuffled"},
