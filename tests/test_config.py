@@ -49,7 +49,7 @@ def test_apply_changes_a_copy_and_converts_only_what_is_exact():
     [
         ("train.lrr", 1.0, "no setting train.lrr .did you mean train.lr."),
         ("tran.lr", 1.0, "did you mean train.lr"),
-        ("lr", 1.0, "did you mean teacher.lr or train.lr"),
+        ("lr", 1.0, "did you mean teacher.lr or alignment.lr or train.lr"),
         ("train", 1.0, "train is a section; set one of train.batch"),
         ("data.files", "x", "data.files is a section; set one of data.files.interactions"),
         ("zzzzz", 1.0, "no setting zzzzz$"),
@@ -124,6 +124,18 @@ def test_apply_refuses(name, value, message):
         (
             {"lora.rank": 2, "llm.item_store": "auto", "llm.item_store_dtype": "int8"},
             "with LoRA nothing is stored",
+        ),
+        ({"alignment.lr": 1e-3}, "alignment.lr=0.001 is of A-LLMRec's stage 1, and there is none"),
+        ({"alignment.text": "x", "alignment.middle": 0}, "alignment.middle=0: must be at least 1"),
+        ({"alignment.text": "x", "alignment.lr": 0.0}, "alignment.lr=0.0: must be above 0"),
+        ({"alignment.text": "x", "alignment.b2": 1.0}, "must be at least 0 and below 1"),
+        (
+            {"alignment.text": "x", "alignment.text_weight": -0.2},
+            "alignment.text_weight=-0.2: must be at least 0",
+        ),
+        (
+            {"alignment.text": "x", "prompts.item_repr": False},
+            "alignment.text='x' makes embeddings of items, and prompts.item_repr=False shows none",
         ),
         ({"mesh.memory_gib": -1.0}, "mesh.memory_gib=-1.0: must be at least 0"),
         ({"data.source": "files"}, "data.files.interactions is empty: name your files with"),
@@ -204,6 +216,19 @@ def test_keys_know_of_lora_only_where_it_trains():
     assert not [name for name in of({}) if name.startswith("lora.")]
     first, other = of({"lora.rank": 8}), of({"lora.rank": 8, "lora.dropout": 0.0})
     assert first["lora.rank"] == 8 and first != other
+
+
+def test_keys_know_of_a_text_encoder_only_where_there_is_one(tmp_path):
+    of = lambda changes: Keys(config.apply(config.Config(), changes))(TRAIN)
+    assert not [name for name in of({}) if name.startswith("alignment.")]
+    there = {"alignment.text": str(tmp_path)}
+    assert of(there)["alignment.middle"] == 128 and of(there)["alignment.text"] != str(tmp_path)
+    assert of(there) != of({**there, "alignment.epochs": 1})
+
+
+def test_what_stands_for_items_is_as_wide_as_stage_1_makes_it():
+    assert config.Config().item_width == 64
+    assert config.apply(config.Config(), {"alignment.text": "x"}).item_width == 128
 
 
 def test_subset_refuses_a_name_of_nothing():

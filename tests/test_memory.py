@@ -196,6 +196,15 @@ def test_what_lora_trains_is_counted(case):
     assert shape.user_tokens.prefix == shape.item_tokens.prefix == 0
 
 
+def test_the_width_of_what_stands_for_items_is_counted(case):
+    """Joint embeddings are wider or narrower than the teacher's: the table, and f_I with its moments."""
+    plain, narrow = case.job.needs(1, "recompute"), case.cfg.teacher.d
+    joint = {"alignment.text": "any", "alignment.middle": narrow + 3}
+    wider = case.job.changed(joint).needs(1, "recompute")
+    assert wider.teacher - plain.teacher == 4 * 3 * (len(case.job.items[0]) + 1)
+    assert wider.trained - plain.trained == 3 * 4 * 3 * BACKBONE.d
+
+
 def test_more_devices_hold_less_each(case):
     alone = case.job.needs(1, "recompute")
     shared = case.job.changed({"mesh.fsdp": 2})

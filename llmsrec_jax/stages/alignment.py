@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -98,7 +99,7 @@ class Alignment:
             return
         (graphdef, params), mesh = self._model, work.mesh
         texts = storage.read_arrays(self._texts_stage.folder / TEXTS_FILE)["vectors"]
-        frozen = allmrec.Frozen(self._teacher.items, texts)
+        frozen = allmrec.Frozen(*map(jnp.asarray, (self._teacher.items, texts)))
         allmrec.check(nnx.merge(graphdef, params), frozen)
         frozen = parallel.replicate(frozen, mesh)
         batches = loaders.AlignBatches(

@@ -58,6 +58,12 @@ def test_heads_by_hand(bench):
     assert found == Work(1, 5, 2, backbone + heads, found.whole)
     trained = bench.sizes.prompts(prefix, live, 1, training=True)
     assert trained.flops == backbone + flops.extend_backward(llama, prefix, live) + 3 * heads
+    told = bench.sizes.prompts(prefix, live, 1, 1, training=False)
+    assert told.flops - found.flops == 2 * (8 * 32 + 32 * 32)
+    joint = {"alignment.text": "any", "alignment.middle": 24}
+    wide = work.Sizes(config.apply(bench.system.cfg, joint), llama)
+    wider = wide.prompts(prefix, live, 1, 1, training=False)
+    assert wider.flops - told.flops == 2 * (24 - 8) * 32  # of the item alone
 
 
 def test_windows_by_hand():
