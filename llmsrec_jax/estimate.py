@@ -9,12 +9,13 @@ import numpy as np
 from llmsrec_jax import config
 from llmsrec_jax.benchmark import made, stages
 from llmsrec_jax.benchmark.system import System
-from llmsrec_jax.keys import DATA, PERMUTED, TEACHER, TRAIN, VECTORS
+from llmsrec_jax.keys import ALIGNMENT, DATA, PERMUTED, TEACHER, TEXTS, TRAIN, VECTORS
 from llmsrec_jax.llama import flops
 from llmsrec_jax.models import cf
 from llmsrec_jax.pipeline import Run
 from llmsrec_jax.stages.transfer import Transfer
 from llmsrec_jax.stages.work import Work
+from llmsrec_jax.text import config as text
 
 TITLE, AROUND = (
     30,
@@ -65,7 +66,9 @@ def operations(run: Run, with_llm: bool) -> Operations | None:
     found = _teacher(work, known)
     if with_llm and run.before is not None:
         found |= _training(run.before.work, known)
-    return found | (_training(work, known) | _vectors(work, known) if with_llm else {})
+    if with_llm:
+        found |= _alignment(work, known) | _training(work, known) | _vectors(work, known)
+    return found
 
 
 def transfer_operations(transfer: Transfer) -> Operations | None:
@@ -87,6 +90,22 @@ def _teacher(work: Work, known: Sizes) -> Operations:
     n = min(known.length, teacher.max_len)
     of_window = cf.operations(teacher, n, n, known.items)
     return {stage.folder: 3 * of_window * known.users * teacher.epochs / TEACHER_SHARE}
+
+
+def _alignment(work: Work, known: Sizes) -> Operations:
+    """Titles to vectors, and both autoencoders of two items per user, there and back."""
+    cfg, found = work.cfg.alignment, {}
+    if not cfg.trains:
+        return found
+    shape = text.from_hf(text.locate(cfg.text))
+    texts, stage = work.stage("texts", TEXTS), work.stage("alignment", ALIGNMENT)
+    if not texts.finished:
+        weights = shape.layers * shape.d * (4 * shape.d + 2 * shape.ff)
+        found[texts.folder] = 2 * weights * TITLE * known.items / LLM_SHARE
+    if not stage.finished:
+        weights = 2 * cfg.middle * (work.cfg.teacher.d + shape.d)
+        found[stage.folder] = 3 * 2 * weights * 2 * known.users * cfg.epochs / TEACHER_SHARE
+    return found
 
 
 def _encode(work: Work, known: Sizes, users: float, items: float, backward: bool = False) -> float:

@@ -5,6 +5,7 @@ import pytest
 from llmsrec_jax import config, estimate, pipeline
 from llmsrec_jax.writer import Writer
 from tests.systems import tiny
+from tests.text import folders
 
 RATE = 1e9
 
@@ -32,6 +33,24 @@ def test_more_takes_longer(tmp_path, changes):
     plain = seconds(tmp_path)
     assert plain and seconds(tmp_path, changes) > 1.02 * plain
     assert seconds(tmp_path, with_llm=False) < plain
+
+
+def test_stage_1_of_a_llmrec_by_hand(tmp_path):
+    """12 wide, 20 within, 2 layers, 144 titles; 80 users, widths 8 and 12, a middle of 6."""
+    joint = {"alignment.text": str(folders.write(tmp_path / "bert")), "alignment.middle": 6}
+    cfg = pipeline.settled(tiny({**joint, "alignment.epochs": 3}))
+    found = estimate.operations(pipeline.Run(cfg, tmp_path, Writer(tmp_path)), True)
+    assert found is not None
+    named = {folder.parent.name: operations for folder, operations in found.items()}
+    titles = 2 * 2 * 12 * (4 * 12 + 2 * 20) * estimate.TITLE * 144 / estimate.LLM_SHARE
+    trained = 3 * 2 * 2 * 6 * (8 + 12) * 2 * 80 * 3 / estimate.TEACHER_SHARE
+    assert (named["texts"], named["alignment"]) == (titles, pytest.approx(trained))
+    assert {"texts", "alignment"} & {folder.parent.name for folder in plain(tmp_path)} == set()
+
+
+def plain(folder) -> estimate.Operations:
+    cfg = pipeline.settled(tiny())
+    return estimate.operations(pipeline.Run(cfg, folder, Writer(folder)), True) or {}
 
 
 def test_nothing_is_known_of_files_that_were_not_read(tmp_path):

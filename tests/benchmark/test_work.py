@@ -6,6 +6,7 @@ import pytest
 from llmsrec_jax import config
 from llmsrec_jax.batch import HISTORY, SequenceBatch
 from llmsrec_jax.benchmark import work
+from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.benchmark.timing import Spread
 from llmsrec_jax.benchmark.work import Work
 from llmsrec_jax.llama import flops
@@ -79,3 +80,11 @@ def test_rates_are_of_the_median():
     found = work.rates(Work(10, 40, 20, 100.0, 300.0), Spread(1, 2, 9), peak=500)
     assert found["rows_per_s"] == 5 and found["live_tokens_per_s"] == 10
     assert found["share_of_peak"] == 0.1 and found["whole_share_of_peak"] == 0.3
+
+
+def test_what_stands_for_items_has_a_width_of_its_own(bench):
+    """A-LLMRec's joint embeddings; those of users stay the teacher's."""
+    joint = {"alignment.text": "any", "alignment.middle": 24}
+    other = System(config.apply(bench.system.cfg, joint), bench.system.shape)
+    assert other.cf_items.shape == (other.made.dataset.catalog.size, 24)
+    assert other.cf_users.shape[1] == bench.system.cf_items.shape[1] == 8
