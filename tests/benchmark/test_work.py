@@ -71,7 +71,7 @@ def test_windows_by_hand():
     """Three columns, E = 4, one block: six products of 4 x 4 each, 1 + 2 + 3 keys seen, two scores; backward twice that."""
     cfg = config.Teacher(d=4, blocks=1)
     history = np.array([[0, 5, 6, 7]])
-    found = work.windows(cfg, (SequenceBatch(history, history, history[..., None]),))
+    found = work.windows(cfg, 9, (SequenceBatch(history, history, history[..., None]),))
     forward = 3 * 6 * 2 * 16 + 2 * 2 * 4 * 6 + 3 * 2 * 2 * 4
     assert found == Work(1, 3, 3, 3 * forward, 3 * forward)
 
