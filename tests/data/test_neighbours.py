@@ -78,7 +78,7 @@ def test_only_one_of_them_sees_the_order():
     made = random_dataset(users=40, items=30)
     users = np.arange(40)
     forward = made.inputs("test", users)
-    items = np.concatenate([forward[user][0][::-1] for user in users])
+    items = np.concatenate([forward[user][0][::-1] for user in range(40)])
     backward = UserSequences(offsets_of(forward.lengths), items, forward.times)
     for recency, same in ((False, True), (True, False)):
         one, other = (
