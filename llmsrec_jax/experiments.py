@@ -145,7 +145,7 @@ CHOICES = {
     "alone": Choice(
         "When is a model right (Fig. 6)?",
         "The target is among its first ten of the sampled candidates, ties counted against it; alone: no other model of the "
-        "run is (popularity is none)",
+        "run is (popularity, SKNN and V-SKNN are none)",
     ),
     "unseen items": Choice(
         "Which items did the teacher never see, and what are their CF embeddings (Table 7)?",

@@ -58,7 +58,7 @@ def each(run: Run, steps: Iterable[Step]) -> None:
             raise KeyboardInterrupt("signal 15: between two stages")
 
 
-TRAIN: tuple[Step, ...] = (
+READY: tuple[Step, ...] = (  # up to the long work, which is not begun where it could not be ended
     lambda run: run.data.prepare(),
     lambda run: run.data.require_order(),
     lambda run: run.tokens.require_titles(),
@@ -67,9 +67,13 @@ TRAIN: tuple[Step, ...] = (
     lambda run: run.tokens.tokenize(),
     lambda run: run.alignment.encode(),
     lambda run: run.llm.require_memory(),
+)
+TRAIN: tuple[Step, ...] = (
+    *READY,
+    lambda run: run.before and each(run.before, READY),
     lambda run: run.teacher.train(),
     lambda run: run.alignment.train(),
-    lambda run: run.before and each(run.before, TRAIN),
+    lambda run: run.before and run.before.llm.train(),  # the teacher is the same
     lambda run: run.llm.train(),
 )
 EVALUATE: tuple[Step, ...] = (

@@ -70,6 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bert4rec": {
         "teacher.model": "bert4rec",
         "teacher.loss": "ce",
+        "teacher.blocks": 2,
         "teacher.heads": 2,
         "teacher.dropout": 0.2,
     },

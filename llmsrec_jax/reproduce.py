@@ -21,6 +21,7 @@ from llmsrec_jax import (
     pipeline,
     processes,
     published,
+    results,
     rules,
 )
 from llmsrec_jax.checkpoint import write_json
@@ -68,6 +69,11 @@ class Experimenter:
         self, name: str, cfg: config.Config, seeds: Sequence[int], workdir: Path, out: Writer
     ):
         self.name, self.experiment = name, experiments.find(name)
+        if (system := results.label(cfg).partition(",")[0]) in results.SYSTEMS:
+            raise ValueError(
+                f"experiments change LLM-SRec into the systems of their rows, and this configuration is one of them "
+                f"already: start from one without the settings of {system}"
+            )
         self.cfg, self.seeds, self.workdir, self.writer = cfg, seeds, workdir, out
         self._jobs: dict[str, Job] = {}
         self._compared: dict[tuple[tuple[str, str, int], ...], Difference] = {}
@@ -82,6 +88,9 @@ class Experimenter:
     def _cell(self, row: Row, column: Column, seed: int) -> Cell:
         if row.missing:
             return Cell(row, column, seed, None, row.missing)
+        if row is experiments.SASREC and self.cfg.teacher.model != "sasrec":
+            why = f"the teacher's settings are those of teacher.model={self.cfg.teacher.model}"
+            return Cell(row, column, seed, None, why)
         kind = self.experiment.kind
         with_llm = row.model == "llm_srec" or column.metric == ALONE or kind == TRANSFER
         try:

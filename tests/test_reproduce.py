@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import config, estimate, pipeline, reproduce, results, statistics, train
+from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.schema import SCHEMA
 from llmsrec_jax.text import config as text
 from llmsrec_jax.writer import Writer
@@ -121,10 +122,21 @@ def test_one_backbone_at_a_time(tmp_path, monkeypatch):
 
 def test_a_dry_run_names_every_run_and_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained"))
-    reproduce.run(tiny(), tmp_path, "table3", seeds=(3,), dry_run=True)
+    reproduce.run(tiny(), tmp_path, "table6", seeds=(3,), dry_run=True)
     text = capsys.readouterr().out
-    assert "6 of 6 runs to do, at most 0:00:0" in text and "and 2 that cannot be" in text
-    assert "TALLRec, LLaRA, CoLLM" in text and "not part of this version" in text
+    assert "9 of 9 runs to do, at most 0:00:0" in text and "and 1 that cannot be" in text
+    assert "CTRL, RECFORMER" in text and "not part of this version" in text
+
+
+def test_a_configuration_that_is_a_row_already(tmp_path, capsys):
+    """Rows would take its settings along: TALLRec's LoRA under LLM-SRec's name, another teacher's layers under SASRec's."""
+    with pytest.raises(ValueError, match="is one of them already: .* the settings of tallrec"):
+        reproduce.run(tiny(PRESETS["tallrec"]), tmp_path, "table6", seeds=(0,), dry_run=True)
+    reproduce.run(tiny(PRESETS["gru4rec"]), tmp_path, "table3", seeds=(0,), dry_run=True)
+    text = capsys.readouterr().out
+    assert re.search(
+        r"missing +SASRec +the teacher's settings are those of teacher.model=gru4rec", text
+    )
 
 
 def test_a_dry_run_leaves_no_trace_and_counts_what_runs_share_once(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from llmsrec_jax.checkpoint import Checkpoints
 from llmsrec_jax.data import storage
 from llmsrec_jax.keys import VECTORS
 from llmsrec_jax.presets import PRESETS
+from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.writer import Writer, read_log
 from tests.systems import named, records, relative_error, tiny
 
@@ -152,11 +153,24 @@ def test_lora_first_is_part_of_the_backbone_then(copy):
     assert not [name for name in trained if name.startswith("lora")]
     assert [name for name in trained if name.startswith("user_projector")]
     assert np.any(learned["lora.b.v"])
-    found, before = (named(run.llm._backbone[1]) for run in (one, plain))
+    assert one.tokens.tokenizer.fingerprint == alone.tokens.tokenizer.fingerprint
+    found, read, before = (named(run.llm._backbone[1]) for run in (one, alone, plain))
+    np.testing.assert_array_equal(found["table"], read["table"])
     for name, weight in found.items():
-        if name == "table":  # of the tokens of other texts
-            continue
         moved = np.abs(weight - before[name]).max()
         assert (moved > 1e-6) == (name in ("layers.q", "layers.v")), name
     wanted = np.einsum("ldr,lrnh->ldnh", learned["lora.a.q"], learned["lora.b.q"])
     np.testing.assert_allclose(found["layers.q"] - before["layers.q"], 8.0 * wanted, atol=1e-6)
+
+
+def test_lora_first_is_checked_before_the_teacher_trains(tmp_path, monkeypatch):
+    """The run before needs more memory than the one it is for."""
+
+    def require_memory(llm: LLMRec) -> None:
+        if llm._work.cfg.lora.trains:
+            raise ValueError("does not fit")
+
+    monkeypatch.setattr(LLMRec, "require_memory", require_memory)
+    with pytest.raises(ValueError, match="does not fit"):
+        pipeline.run(tiny(PRESETS["collm"] | {"lora.rank": 2}), tmp_path)
+    assert (tmp_path / "tokens").exists() and not (tmp_path / "teacher").exists()

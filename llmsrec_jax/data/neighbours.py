@@ -73,10 +73,11 @@ class Neighbours:
     def _tile(self, rows: np.ndarray) -> np.ndarray:
         """float32 [n, I]."""
         scores = np.zeros((len(rows), self.size), np.float32)
-        product: Any = self._of(rows, self.recency) @ self._items
+        asking = self._of(rows, self.recency)
+        product: Any = asking @ self._items
         alike = product.toarray()
-        own, theirs = self.histories.lengths[rows], self.train.lengths
         if not self.recency:
+            own, theirs = np.diff(asking.indptr), np.diff(self._sets.indptr)  # sizes of sets
             alike = alike / np.sqrt(np.maximum(np.outer(own, theirs), 1))
         alike[np.arange(len(rows)), self.users[rows]] = 0.0
         for row, (of_all, number) in enumerate(zip(alike, rows, strict=True)):

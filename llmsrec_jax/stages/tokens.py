@@ -53,8 +53,9 @@ class Tokens:
             return self._home.tokenizer
         if self._folder is not None:
             return Tokenizer.load(self._folder)
-        dataset = self._data.dataset
-        texts = training_texts(dataset.catalog, self._wording, dataset.train.times)
+        # of prompts with or without embeddings: a backbone that both read (lora.first) knows one vocabulary
+        dataset, wording = self._data.dataset, self._work.cfg.prompts.wording
+        texts = training_texts(dataset.catalog, wording, dataset.train.times)
         return Tokenizer.train(texts, TRAINED_VOCABULARY)
 
     @property

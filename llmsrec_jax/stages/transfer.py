@@ -38,7 +38,7 @@ def elsewhere(cfg: config.Config) -> config.Config | None:
 
 
 class VisitingTeacher(Teacher):
-    """SASRec as it was trained at home, with the item table of another catalogue."""
+    """The teacher as it was trained at home, with the item table of another catalogue."""
 
     def __init__(self, home: Teacher, work: Work, data: Prepared, table: Callable[[], np.ndarray]):
         super().__init__(work, data)

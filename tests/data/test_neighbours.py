@@ -18,7 +18,7 @@ def plain(history, train, user, size, k, recency):
         if recency:
             found = sum(place[item] / n for item in shared)
         else:
-            found = len(shared) / np.sqrt(max(n * len(theirs), 1))
+            found = len(shared) / np.sqrt(max(len(set(items)) * len(set(theirs)), 1))
         if found and other != user:
             alike[other] = found
     near = sorted(alike, key=lambda other: (-alike[other], other))[:k]
@@ -63,12 +63,22 @@ def test_what_was_bought_twice_is_as_recent_as_the_last_time():
     assert found[0, 3] == pytest.approx(3 / 4 * 0.9) and found[0, 6] == pytest.approx(2 / 4 * 0.8)
 
 
+def test_what_was_bought_twice_is_in_a_set_once():
+    """By the asking user, and by a neighbour: the cosine is that of sets."""
+    made = dataset([[1, 2, 1, 9, 8], [1, 3, 3, 3, 4, 5], [2, 6, 7, 8]], items=9)
+    histories, user = made.inputs("test", np.array([0])), np.array([0])
+    found = Neighbours(user, histories, made.train, 10, 2, False).catalogue(user)
+    train = [made.train[each][0].tolist() for each in range(3)]
+    np.testing.assert_allclose(found[0], plain([1, 2, 1, 9], train, 0, 10, 2, False), rtol=1e-6)
+    assert found[0, 3] == pytest.approx(1 / np.sqrt(3 * 2))  # {1, 2, 9} and {1, 3}
+
+
 def test_only_one_of_them_sees_the_order():
     """The same items in reverse."""
     made = random_dataset(users=40, items=30)
     users = np.arange(40)
     forward = made.inputs("test", users)
-    items = np.concatenate([forward[user][0][::-1] for user in users])
+    items = np.concatenate([forward[user][0][::-1] for user in range(40)])
     backward = UserSequences(offsets_of(forward.lengths), items, forward.times)
     for recency, same in ((False, True), (True, False)):
         one, other = (
