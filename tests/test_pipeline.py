@@ -363,7 +363,7 @@ def test_every_setting_is_in_a_key_or_changes_no_number():
         *("evaluate.ks", "evaluate.mask_seen"),  # of the evaluation, which is always done anew
         "order.permutations",  # each has a stage
         *("slices.transition_share", "slices.item_share", "slices.ties"),  # of the evaluation too
-        "order.vector",  # both are kept
+        *("order.vector", "evaluate.neighbours"),  # both are kept; they only stand beside
     }
 
 

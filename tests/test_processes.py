@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmsrec_jax import config, pipeline, processes, reproduce, results
+from llmsrec_jax import pipeline, processes, reproduce, results
 from llmsrec_jax.checkpoint import Lock
+from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.writer import read_log
 from tests.conftest import REPO
 from tests.systems import config_file, tiny
@@ -152,7 +153,7 @@ def test_stage_1_of_two_processes(tmp_path):
     """One of them encodes the titles, both train A-LLMRec's stage 1: the numbers of one process."""
     folder = folders.write(tmp_path / "bert")
     small = {"alignment.text": str(folder), "alignment.middle": 6, "alignment.epochs": 2}
-    changes = {**SHORT, **config.PRESETS["a_llmrec"], **small}
+    changes = {**SHORT, **PRESETS["a_llmrec"], **small}
     pipeline.run(tiny({**LONG, **changes, "mesh.devices": 1}), tmp_path / "one")
     code, said = Program(tmp_path, tmp_path / "two", **changes).finish()
     assert code == 0, said
@@ -161,7 +162,7 @@ def test_stage_1_of_two_processes(tmp_path):
 
 
 def cells(workdir: Path) -> dict[tuple[str, str], dict]:
-    told = json.loads((workdir / "experiments" / "fig3.json").read_text())
+    told = json.loads((workdir / "experiments" / "beyond_accuracy.json").read_text())
     return {(cell["row"], cell["column"]): cell for cell in told["cells"]}
 
 
@@ -170,8 +171,8 @@ def cells(workdir: Path) -> dict[tuple[str, str], dict]:
 def test_an_experiment_of_two_processes(tmp_path, negatives):
     """Cell by cell what one process finds, or why not; one of them writes and speaks."""
     changes = {**SHORT, "evaluate.negatives": negatives}
-    reproduce.run(tiny({**LONG, **changes}), tmp_path / "one", "fig3", seeds=(0,))
-    flags = "--mode=reproduce", "--experiment=fig3", "--seeds=0"
+    reproduce.run(tiny({**LONG, **changes}), tmp_path / "one", "beyond_accuracy", seeds=(0,))
+    flags = "--mode=reproduce", "--experiment=beyond_accuracy", "--seeds=0"
     code, said = Program(tmp_path, tmp_path / "two", *flags, **changes).finish()
     assert code == 0, said
     assert said.count("3 of 3 runs to do") == 1

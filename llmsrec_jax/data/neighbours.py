@@ -8,12 +8,14 @@ user. SKNN is blind to order; V-SKNN is not.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from llmsrec_jax.data.interactions import UserSequences
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp  # slow to import, and most runs need none
 
 TILE = 256  # users at a time
 REACH = 0.1  # of recency lost with every step back, in the scores of V-SKNN
@@ -31,8 +33,10 @@ class Neighbours:
     recency: bool  # V-SKNN, else SKNN
 
     @cached_property
-    def _sets(self) -> sp.csr_matrix:
+    def _sets(self) -> "sp.csr_matrix":
         """[N, I]: 1 where a training sequence has the item."""
+        import scipy.sparse as sp
+
         ones = np.ones(len(self.train.items), np.float32)
         where = self.train.rows, self.train.items
         sets = sp.csr_matrix((ones, where), (len(self.train), self.size))
@@ -40,12 +44,14 @@ class Neighbours:
         return sets
 
     @cached_property
-    def _items(self) -> sp.csr_matrix:
+    def _items(self) -> "sp.csr_matrix":
         """[I, N]: its transpose, for products with histories."""
         return self._sets.T.tocsr()
 
-    def _of(self, rows: np.ndarray, weigh: bool) -> sp.csr_matrix:
+    def _of(self, rows: np.ndarray, weigh: bool) -> "sp.csr_matrix":
         """[n, I] of histories: 1 where one has the item, or how recent it is there, from 1/length to 1."""
+        import scipy.sparse as sp
+
         some = self.histories.take(rows)
         values = np.ones(len(some.items))
         if weigh:
@@ -64,8 +70,10 @@ class Neighbours:
         return np.take_along_axis(self.catalogue(rows), candidates, axis=1)
 
     @cached_property
-    def _scores(self) -> sp.csr_matrix:
+    def _scores(self) -> "sp.csr_matrix":
         """[U, I], made once: most items are no neighbour's."""
+        import scipy.sparse as sp
+
         users = np.arange(len(self.users))
         tiles = [users[begin : begin + TILE] for begin in range(0, len(users), TILE)]
         return sp.csr_matrix(sp.vstack([sp.csr_matrix(self._tile(tile)) for tile in tiles]))
@@ -99,8 +107,10 @@ class Neighbours:
         return np.asarray(shared.max(axis=1).toarray()).ravel()
 
 
-def _largest(found: sp.coo_matrix) -> sp.csr_matrix:
+def _largest(found: "sp.coo_matrix") -> "sp.csr_matrix":
     """Of the entries of one place the largest: an item bought twice is as recent as the last time."""
+    import scipy.sparse as sp
+
     order = np.lexsort((found.data, found.col, found.row))
     row, col, data = found.row[order], found.col[order], found.data[order]
     last = np.ones(len(row), bool)
