@@ -8,6 +8,7 @@ Dimension legend, used in names (`x_BTD`), annotations and einsum strings alike:
 
 from typing import Any, NamedTuple
 
+NOTHING = -1  # no token is asked for
 HIDDEN = -1  # in a window: an item that the model is to guess; ids of real items are above 0
 TOKEN, HISTORY, USER_REPR, USER_OUT, ITEM_OUT = range(5)  # what fills a live position
 
@@ -30,6 +31,15 @@ class Outs(NamedTuple):
     at: tuple[Array, ...]
     place: Array  # int32 [B] where each prompt is among them, laid end to end
     prompt: Array  # int32 [sum of rows * M] number of the prompt, or B
+
+
+class Asked(NamedTuple):
+    """Tokens that prompts are asked for, each to be read off a token of its sequence."""
+
+    at: tuple[
+        Array, ...
+    ]  # int32 [rows, M] of every live grid: positions in tails; 0 behind the last one
+    token: Array  # int32 [sum of rows * M] id of each, grids laid end to end; NOTHING behind the last one
 
 
 class Flat(NamedTuple):
@@ -62,6 +72,7 @@ class PromptBatch(NamedTuple):
     # float32 [users, E] of the other slots, one in every user's prompt: the teacher's user representation. None: no such slots
     cf_user_repr: Array | None
     outs: Outs | None = None  # None: every sequence is one prompt
+    asked: Asked | None = None  # where there are no Out slots
 
 
 class LLMBatch(NamedTuple):
@@ -70,6 +81,12 @@ class LLMBatch(NamedTuple):
     prompts: PromptBatch  # arrays [parts, ...]
     candidates: Array  # int32 [B, C] row among the items of all parts; column 0 is the positive
     cf_user_repr: Array  # float32 [B, E] frozen teacher's user representation
+
+
+class TitleBatch(NamedTuple):
+    """One training step of title generation, in `parts` of one shape, each a pass through the LLM."""
+
+    prompts: PromptBatch  # arrays [parts, ...]
 
 
 class SequenceBatch(NamedTuple):

@@ -188,6 +188,14 @@ class Prompts:
     max_tokens: int = 1024  # per prompt
     # what goes first: oldest items | title ends (D19)
     truncation: Literal["history", "title"] = "history"
+    # what prompts ask for: vectors, at Out slots (Table 2) | the title of the next item, one of 1 + train.negatives or
+    # evaluate.negatives candidates that they list (Table 1, E1)
+    task: Literal["retrieval", "title"] = "retrieval"
+    title_tokens: int = 64  # of a candidate and of an answer, at most
+
+    @property
+    def retrieves(self) -> bool:
+        return self.task == "retrieval"
 
 
 @dataclass

@@ -347,10 +347,11 @@ def encoding_batches(
     max_shapes: int,
     mine: Sequence[int] | None = None,
     store: ItemStore | None = None,
+    outs: int = 1,
 ) -> Iterator[tuple[list[np.ndarray], PromptBatch]]:
     """All prompts once, globally sorted: (row indices of every device, batch [own devices, ...]).
 
-    store: of items, where their prefixes are at hand.
+    store: of items, where their prefixes are at hand. outs: tokens that a prompt is asked for, at most.
     """
     planned = plan.plan_sorted if store is None else plan.plan_stored
     blocks = planned(prompts.prefix_len, prompts.live_lengths, rows, max_shapes)
@@ -359,7 +360,7 @@ def encoding_batches(
     def shard(index: np.ndarray, shape: layout.Shape) -> PromptBatch:
         some, every = prompts.take(index), np.arange(len(index))
         at_hand = None if store is None else store.starts(some, every)
-        group = layout.Group(some, every, shape, at_hand)
+        group = layout.Group(some, every, shape, at_hand, outs)
         batch = layout.fill([group], slots * shape.rows)
         return batch if store is None else store.bring(batch, shape.rows * shape.prefix)
 

@@ -71,6 +71,31 @@ def uniformity_loss(
     return jnp.log(mean) if log and n > 1 else mean
 
 
+def token_log_probs(
+    h_QD: Float[Array, "Q D"], table_VD: Float[Array, "V D"], token_Q: Int[Array, "Q"]
+) -> tuple[Float[Array, "Q"], Array]:
+    """Log-probability of each token under softmax(h @ table.T), and whether it is the most probable one (bool [Q]).
+
+    A tile of the [Q, V] logits at a time, forward and backward. Products are in the table's dtype, sums in float32.
+    """
+    Q, V = len(h_QD), len(table_VD)
+    tile = min(Q, max(SMALLEST_TILE, TILE_NUMBERS // V))
+    pad = -Q % tile
+    h_NTD = jnp.pad(h_QD.astype(table_VD.dtype), ((0, pad), (0, 0))).reshape(
+        -1, tile, h_QD.shape[1]
+    )
+    token_NT = jnp.pad(token_Q, (0, pad)).reshape(-1, tile)
+
+    def one(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        h_TD, token_T = part
+        logits_TV = jnp.einsum("TD,VD->TV", h_TD, table_VD, preferred_element_type=jnp.float32)
+        own_T = jnp.take_along_axis(logits_TV, token_T[:, None], axis=1)[:, 0]
+        return own_T - jax.nn.logsumexp(logits_TV, axis=1), own_T >= logits_TV.max(axis=1)
+
+    log_NT, first_NT = jax.lax.map(jax.checkpoint(one), (h_NTD, token_NT))
+    return log_NT.ravel()[:Q], first_NT.ravel()[:Q]
+
+
 @jax.custom_vjp
 def catalogue_loss(
     x_NE: Float[Array, "N E"], table_IE: Float[Array, "I E"], target_N: Int[Array, "N"]

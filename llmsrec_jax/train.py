@@ -63,13 +63,14 @@ def llm_step(
     model: nnx.GraphDef,
     llama: nnx.GraphDef,
     cfg: config.Config,
+    objective: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] = llm4rec.loss,
     axis: str | tuple[str, ...] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One Adam step of LLM-SRec on the global batch (Eq. 4, S1)."""
+    """One Adam step on the global batch of what trains around the LLM: for Eq. 4 (S1), or for `titles.loss`."""
     key = None if frozen.key is None else _dropout_key(frozen.key, state, axis)
 
     def share(params):
-        return llm4rec.loss(
+        return objective(
             nnx.merge(model, params),
             nnx.merge(llama, frozen.llama),
             *(batch, frozen, cfg, axis, key),

@@ -52,7 +52,7 @@ def tensor(array: Any) -> torch.Tensor:
 def state_dict(llama: Llama) -> dict[str, torch.Tensor]:
     """Our stacked weights under the names and in the layout of Hugging Face."""
     found = {}
-    for rule in RULES:
+    for rule in (rule for rule in RULES if rule.name in shapes(llama.cfg)):
         ours = llama.layers[rule.name] if "{}" in rule.tensor else getattr(llama, rule.name)
         stacked = shapes(llama.cfg)[rule.name]
         for row in range(llama.cfg.layers) if "{}" in rule.tensor else [None]:

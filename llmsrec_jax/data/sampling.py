@@ -73,6 +73,13 @@ def train_negatives(
     return _draw(samples.dataset, sets, users, num, "uniform", ("train", key), seed)
 
 
+def shown(users: np.ndarray, number: int, seed: int, *keys: Any) -> np.ndarray:
+    """int64 [n, number]: in which order each of `users` (int [n]) is shown so many candidates, a function of (seed, keys, user)."""
+    keys = tuple(key[:, None] if np.ndim(key) else key for key in keys)
+    drawn = counter.bits(seed, "shown", *keys, np.asarray(users)[:, None], np.arange(number))
+    return np.argsort(drawn, axis=1, kind="stable")
+
+
 def teacher_negatives(
     dataset: Dataset, users: np.ndarray, positive: np.ndarray, num: int, seed: int, epoch: int
 ) -> np.ndarray:

@@ -40,8 +40,9 @@ class LlamaConfig:
     ff: int
     eps: float = 1e-5
     rope: Rope = Rope()
-    tied: bool = True
+    tied: bool = True  # tokens are predicted by the table of embeddings, else by an lm_head
     max_positions: int = 2048
+    writes: bool = False  # whether tokens are predicted at all
 
     def __post_init__(self):
         for name in ("vocab", "d", "layers", "heads", "kv_heads", "head_dim", "ff"):

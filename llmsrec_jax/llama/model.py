@@ -49,7 +49,8 @@ class Frozen(nnx.Variable):
 def shapes(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every weight. Those of the layers have the layer axis first."""
     L, D, N, K, H, F = cfg.layers, cfg.d, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.ff
-    return {
+    lm_head = {"lm_head": (cfg.vocab, D)} if cfg.writes and not cfg.tied else {}
+    return lm_head | {
         "table": (cfg.vocab, D),
         "attn_norm": (L, D),
         "q": (L, D, N, H),
@@ -78,10 +79,24 @@ class Llama(nnx.Module):
         self.table = Frozen(weights["table"])
         self.layers = nnx.Dict({name: Frozen(weights[name]) for name in LAYER_WEIGHTS})
         self.norm = Frozen(weights["norm"])
+        own_head = "lm_head" in weights
+        self.lm_head = Frozen(weights["lm_head"]) if own_head else None
 
     def embed(self, ids: Int[Array, "*A"]) -> Float[Array, "*A D"]:
         """Input embeddings of token ids."""
         return self.sharding.lookup(self.table[...], ids)
+
+    @property
+    def predictor(self) -> Float[Array, "V D"]:
+        """What final hidden states are multiplied by to predict tokens; of a shared-out backbone, the whole of it.
+
+        Raises:
+          ValueError: an lm_head that was not read.
+        """
+        if self.lm_head is None and not self.cfg.tied:
+            raise ValueError("this backbone was read without its lm_head: it predicts no tokens")
+        held = self.table if self.lm_head is None else self.lm_head
+        return self.sharding.columns(held[...])
 
     def prefill(self, ids: Int[Array, "A"], flat: Flat, added: Added = NOTHING) -> KV:
         """Keys and values of prefixes; carries no gradient: what trains with LoRA is `extend`, from the first token on."""

@@ -25,6 +25,7 @@ FSDP, TENSOR = "fsdp", "tensor"
 # Name of a weight -> which of its axes is cut over which axis of the devices (see `model.shapes`).
 RULES: dict[str, P] = {
     "table": P(None, (FSDP, TENSOR)),  # by columns: each device finds its part of every token's row
+    "lm_head": P(None, (FSDP, TENSOR)),
     "attn_norm": P(),
     "q": P(None, FSDP, TENSOR),
     "k": P(None, FSDP, TENSOR),
@@ -146,6 +147,11 @@ class Sharding:
         if self._devices(FSDP) > 1:  # our tokens in everyone's columns
             x = jax.lax.all_to_all(x, FSDP, 0, x.ndim - 1, tiled=True)[0]
         return x
+
+    def columns(self, table: Float[Array, "V d"]) -> Float[Array, "V D"]:
+        """All columns of a table of which every device has some."""
+        axes = tuple(axis for axis in (FSDP, TENSOR) if self._devices(axis) > 1)
+        return jax.lax.all_gather(table, axes, axis=1, tiled=True) if axes else table
 
     def enter(self, x: Array) -> Array:
         """Before the products with a device's own heads or its part of the feed-forward: their gradients are added up."""

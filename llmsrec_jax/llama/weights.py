@@ -1,7 +1,7 @@
 """Weights of a LLaMA: streamed from Hugging Face safetensors by a name table, or random.
 
 Loading fills one stacked array at a time and hands it to the device before it starts the next, so that host memory holds the
-model about once. The lm_head is never read: retrieval needs none.
+model about once. The lm_head is read only where tokens are predicted: retrieval needs none.
 """
 
 import dataclasses
@@ -28,11 +28,12 @@ class Rule(NamedTuple):
 
     tensor: str  # its name; {} = layer number
     name: str
-    inputs: int = 0  # axes of our array (after the layer axis) that are inputs; 0 = a vector or the table, not transposed
+    inputs: int = 0  # axes of our array (after the layer axis) that are inputs; 0 = a vector or a table, not transposed
 
 
 RULES = (
     Rule("model.embed_tokens.weight", "table"),
+    Rule("lm_head.weight", "lm_head"),
     Rule("model.norm.weight", "norm"),
     Rule("model.layers.{}.input_layernorm.weight", "attn_norm"),
     Rule("model.layers.{}.self_attn.q_proj.weight", "q", 1),
@@ -45,7 +46,8 @@ RULES = (
     Rule("model.layers.{}.mlp.down_proj.weight", "down", 1),
 )
 INPUTS = {rule.name: rule.inputs for rule in RULES}
-IGNORED = r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+LM_HEAD = r"lm_head\.weight"
+IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 # random weights: mild feed-forwards scramble the tokens least (a linear probe at the last position finds one of 10 words in a
 # 12-token title in 60 % of cases, 10 % by chance; size toy). Queries keep their scale: trained slots and Out tokens can then
 # choose what is attended to, and so learn what came last.
@@ -89,7 +91,8 @@ def load(
         readers = hf_folder.open_tensors(folder, stack)
         want = {tensor: slot.shape for tensor, slot in slots.items()}
         model = f"{cfg.layers} layers of a plain LlamaForCausalLM"
-        files = hf_folder.match(readers, want, IGNORED, model, folder)
+        ignored = IGNORED if "lm_head" in shapes(cfg) else f"{LM_HEAD}|{IGNORED}"
+        files = hf_folder.match(readers, want, ignored, model, folder)
         # largest first: host and device both hold an array while little else is there yet
         for name, shape in sorted(shapes(cfg).items(), key=lambda item: -math.prod(item[1])):
             array = _empty(shape, _host_dtype(name, dtype, mode))
@@ -124,7 +127,7 @@ def random(
         if "norm" in name:
             weights[name] = sharding.place(name, np.ones(shape, dtype))
             continue
-        fan_in = math.prod(shape[1 : 1 + INPUTS[name]])  # 1 for the table
+        fan_in = math.prod(shape[1 : 1 + INPUTS[name]])  # 1 for a table
         array = _empty(shape, _host_dtype(name, dtype, mode))
         _fill_normal(array, [seed, zlib.crc32(name.encode())], GAINS.get(name, 1.0) * fan_in**-0.5)
         weights[name] = sharding.place(name, _rounded(name, array, mode))
@@ -158,9 +161,11 @@ def _fill_normal(array: np.ndarray, seed: list[int], std: float) -> None:
 
 def _slots(cfg: LlamaConfig) -> dict[str, _Slot]:
     """Every tensor name of the checkpoint -> its slot."""
-    slots = {}
+    slots, every = {}, shapes(cfg)
     for rule in RULES:
-        stacked = shapes(cfg)[rule.name]
+        if rule.name not in every:
+            continue
+        stacked = every[rule.name]
         for row in range(cfg.layers) if "{}" in rule.tensor else [None]:
             shape = stacked if row is None else stacked[1:]
             if rule.inputs:

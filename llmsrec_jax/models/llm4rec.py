@@ -3,7 +3,7 @@
 Encode users, encode items, dot product. The backbone and the teacher's item table are frozen and are passed in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,14 +25,14 @@ class LLMSRec(nnx.Module):
     """The trainable part: f_I, f_user, f_item, f_CF-user and the two Out tokens (22,797,056 numbers at D = 3072).
 
     And f_U, where prompts tell the teacher's user representation (E19); and A and B of the backbone, where it has LoRA (S8).
-    Without f_I, where prompts are titles alone.
+    Without f_I, where prompts are titles alone; without heads and Out tokens, where they ask for a title.
     """
 
     def __init__(
         self,
         d_cf: int,
         d_llm: int,
-        head: config.Head,
+        head: config.Head | None,
         embedding_moments: tuple[float, float],
         rngs: nnx.Rngs,
         user_repr: bool = False,
@@ -40,15 +40,16 @@ class LLMSRec(nnx.Module):
         item_repr: bool = True,
         d_item: int | None = None,
     ):
-        """lora: with the shape of the backbone. d_item: width of what stands for items in prompts; None = d_cf."""
+        """head: None = without heads and Out tokens. lora: with the shape of the backbone. d_item: width of what stands for items in prompts; None = d_cf."""
         mean, std = embedding_moments
         projector = lambda width: Head(width, d_llm, d_llm, "leaky_relu", True, rngs)
         self.item_projector = projector(d_item or d_cf) if item_repr else None
-        self.user_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
-        self.item_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
-        self.cf_user_head = Head(d_cf, head.dim, head.dim, "gelu", True, rngs)
-        token = lambda: nnx.Param(mean + std * jax.random.normal(rngs.params(), (d_llm,)))
-        self.user_out, self.item_out = token(), token()
+        if head is not None:
+            self.user_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
+            self.item_head = Head(d_llm, head.hidden, head.dim, head.act, head.norm, rngs)
+            self.cf_user_head = Head(d_cf, head.dim, head.dim, "gelu", True, rngs)
+            token = lambda: nnx.Param(mean + std * jax.random.normal(rngs.params(), (d_llm,)))
+            self.user_out, self.item_out = token(), token()
         # the last draws: without them the others are the same
         self.user_projector = projector(d_cf) if user_repr else None
         self.lora = None if lora is None else Adapters(*lora, rngs)
@@ -62,7 +63,7 @@ def new(cfg: config.Config, llama: Llama, rngs: nnx.Rngs) -> LLMSRec:
     """Untrained, for this backbone: Out tokens are drawn with the moments of its token table."""
     table = llama.table[...].astype(jnp.float32)
     moments = float(table.mean()), float(table.std())
-    sizes = cfg.teacher.d, table.shape[1], cfg.head
+    sizes = cfg.teacher.d, table.shape[1], cfg.head if cfg.prompts.retrieves else None
     return LLMSRec(*sizes, moments, rngs, *variant(cfg, llama.cfg))
 
 
@@ -102,7 +103,8 @@ def _tail(
         slots_SD = jnp.concatenate([*slots.values()]).astype(x_AD.dtype)
         slots_AD = axes.permute(slots_SD, prompts.slot, prompts.slot_at)
         fills = dict.fromkeys(slots, slots_AD)
-    fills |= {USER_OUT: model.user_out[...], ITEM_OUT: model.item_out[...]}
+    if prompts.asked is None:
+        fills |= {USER_OUT: model.user_out[...], ITEM_OUT: model.item_out[...]}
     for kind, values in fills.items():
         x_AD = jnp.where((prompts.kind == kind)[:, None], values.astype(x_AD.dtype), x_AD)
     return x_AD
@@ -122,6 +124,24 @@ def _past(
     return [None if kv is None or not grid.at.shape[1] else (kv, grid) for kv, grid in sources]
 
 
+def read(
+    model: LLMSRec,
+    llama: Llama,
+    prompts: PromptBatch,
+    frozen: Frozen,
+    at: Sequence[Array],
+    remat: str = "none",
+    key: Array | None = None,
+) -> Float[Array, "Q D"]:
+    """float32 hidden states (after the final norm, D12) at positions `at` of every grid; the constant prefix gets no gradient.
+
+    key: of dropout.
+    """
+    x_AD, added = _tail(model, llama, prompts, frozen.cf_items), model.added(key)
+    past = _past(llama, prompts, frozen.items, added)
+    return llama.extend(x_AD, prompts.live, past, at, remat=remat, added=added)
+
+
 def hidden(
     model: LLMSRec,
     llama: Llama,
@@ -130,14 +150,10 @@ def hidden(
     remat: str = "none",
     key: Array | None = None,
 ) -> Float[Array, "B D"]:
-    """float32 hidden state at the Out slot (after the final norm, D12); the constant prefix gets no gradient.
-
-    key: of dropout.
-    """
-    x_AD, added = _tail(model, llama, prompts, frozen.cf_items), model.added(key)
-    past, outs = _past(llama, prompts, frozen.items, added), prompts.outs
+    """float32 hidden state at the Out slot of every prompt. key: of dropout."""
+    outs = prompts.outs
     at = [grid.length[:, None] - 1 for grid in prompts.live.grids] if outs is None else outs.at
-    h_BD = llama.extend(x_AD, prompts.live, past, at, remat=remat, added=added)
+    h_BD = read(model, llama, prompts, frozen, at, remat, key)
     if outs is not None:
         h_BD = axes.permute(h_BD, outs.place, outs.prompt)
     return h_BD.astype(jnp.float32)

@@ -5,7 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, USER_REPR, Flat, Grid, Outs, PromptBatch
+from llmsrec_jax.batch import (
+    HISTORY,
+    ITEM_OUT,
+    NOTHING,
+    USER_OUT,
+    USER_REPR,
+    Asked,
+    Flat,
+    Grid,
+    Outs,
+    PromptBatch,
+)
 from llmsrec_jax.data.interactions import offsets_of, spans
 from llmsrec_jax.prompts.prompts import Prompts
 
@@ -29,7 +40,7 @@ class Group(NamedTuple):
     rows: np.ndarray  # int [shape.rows]
     shape: Shape
     stored: np.ndarray | None = None  # int [rows] where their prefixes begin among those at hand
-    outs: int = 1  # at most so many prompts in a row: more with branches only
+    outs: int = 1  # at most so many prompts, or tokens that are asked for, in a row
 
 
 class Budget(NamedTuple):
@@ -81,11 +92,12 @@ def fill(groups: Sequence[Group], slots: int, budget: Budget | None = None) -> P
     told = [g.prompts.cf_user_repr[g.rows] for g in groups if g.prompts.cf_user_repr is not None]
     cf_user_repr = np.concatenate(told) if told else None
     numbers = _slots(kind, item, slots, sum(map(len, told)))
-    several = any(group.prompts.branches is not None for group in groups)
+    asks = any(group.prompts.asked is not None for group in groups)
+    several = not asks and any(group.prompts.branches is not None for group in groups)
     outs = _outs(groups, [kind[at] for at in at_live], live) if several else None
-    return PromptBatch(
-        prefix_ids, prefix, stored, None, ids, kind, axis, *numbers, cf_user_repr, outs
-    )
+    asked = _asked(groups, cut) if asks else None
+    read = prefix_ids, prefix, stored, None, ids, kind, axis
+    return PromptBatch(*read, *numbers, cf_user_repr, outs, asked)
 
 
 def prefixes(prompts: Prompts, rows: np.ndarray, count: int, width: int) -> tuple[np.ndarray, Flat]:
@@ -173,6 +185,26 @@ def _outs(
     prompt = np.full(base, len(places), np.int32)
     prompt[places] = np.arange(len(places))
     return Outs(tuple(grids), places, prompt)
+
+
+def _asked(groups: Sequence[Group], cut: Sequence[np.ndarray]) -> Asked:
+    """cut: of every group, tokens before its rows' tails, int [n]."""
+    grids, tokens = [], []
+    for group, before in zip(groups, cut, strict=True):
+        asked = group.prompts.asked
+        if asked is None:
+            raise ValueError("prompts that ask for tokens beside others")
+        place, token, offsets = asked.take(np.asarray(group.rows, np.int64))
+        count = np.diff(offsets)
+        if count.max(initial=0) > group.outs:
+            raise ValueError(f"{count.max()} tokens asked for in a row, where {group.outs} fit")
+        here = spans(np.arange(len(count)) * group.outs, count)
+        at = np.zeros((len(count), group.outs), np.int32)
+        of = np.full(at.shape, NOTHING, np.int32)
+        at.ravel()[here], of.ravel()[here] = place - np.repeat(before, count), token
+        grids.append(at)
+        tokens.append(of.ravel())
+    return Asked(tuple(grids), np.concatenate(tokens))
 
 
 def _stored(starts: np.ndarray, length: np.ndarray, width: int) -> Grid:

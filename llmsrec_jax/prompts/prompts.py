@@ -1,4 +1,4 @@
-"""Prompts from cached pieces: histories and items in, ragged token ids with slots out (Table 2 (b), (c), D17-D20)."""
+"""Prompts from cached pieces: histories and items in, ragged token ids with slots out (Tables 1, 2, D17-D20)."""
 
 import threading
 from collections.abc import Callable
@@ -30,9 +30,25 @@ class Branches(NamedTuple):
     )  # int32 [N, 2]: from which token of the row up to which other one it sees none
 
 
+class Asked(NamedTuple):
+    """Tokens that rows are asked for, ragged: each is to be read off the token at `place` of its row (titles.py)."""
+
+    place: np.ndarray  # int32 [K]
+    token: np.ndarray  # int32 [K]
+    offsets: np.ndarray  # int64 [n+1]
+
+    def take(self, rows: np.ndarray) -> "Asked":
+        """Of `rows`, in that order."""
+        lengths = np.diff(self.offsets)[rows]
+        index = spans(self.offsets[rows], lengths)
+        return Asked(self.place[index], self.token[index], offsets_of(lengths))
+
+
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """n prompts, ragged. The Out slot is the last token of each; and of each branch, where they have some."""
+    """n prompts, ragged. The Out slot is the last token of each; and of each branch, where they have some. Where tokens
+    are asked for there is none.
+    """
 
     ids: np.ndarray  # int32 [N]; 0 at slots
     kind: np.ndarray  # int8 [N] TOKEN | HISTORY | USER_REPR | USER_OUT | ITEM_OUT
@@ -42,6 +58,7 @@ class Prompts:
     prefix_len: np.ndarray  # int32 [n] tokens before the first slot
     cf_user_repr: np.ndarray | None = None  # float32 [n, E] of USER_REPR slots, one in every prompt
     branches: Branches | None = None  # None: there are none
+    asked: Asked | None = None  # None: vectors are
 
     def __len__(self) -> int:
         return len(self.prefix_len)
@@ -74,6 +91,7 @@ class Prompts:
             self.prefix_len[rows],
             None if self.cf_user_repr is None else self.cf_user_repr[rows],
             None if self.branches is None else Branches(*(x[index] for x in self.branches)),
+            None if self.asked is None else self.asked.take(rows),
         )
 
     def in_common(self) -> np.ndarray:
@@ -124,8 +142,8 @@ class _Frame(NamedTuple):
     """What stands around the blocks of a prompt."""
 
     lead: np.ndarray  # int32 ids before the USER_REPR slot; none = nor is there that slot
-    outro: np.ndarray  # int32 ids before the Out slot
-    out: int  # kind of the Out slot
+    outro: np.ndarray  # int32 ids behind the last block
+    out: int | None  # kind of the Out slot behind it; None = there is none
     slots: int  # HISTORY slots of every block: 1 or 0
 
     @property
@@ -136,7 +154,12 @@ class _Frame(NamedTuple):
     @property
     def size(self) -> int:
         """Tokens, slots included."""
-        return self.before + len(self.outro) + 1
+        return self.before + len(self.outro) + self.closing
+
+    @property
+    def closing(self) -> int:
+        """Out slots: 1 or 0."""
+        return int(self.out is not None)
 
     def blocks(self, text: np.ndarray) -> np.ndarray:
         """Tokens of blocks with so many tokens of text."""
@@ -170,7 +193,7 @@ class _Blocks:
         elif frame.slots:
             prefix = self.text[np.searchsorted(self.prompt, np.arange(self.count))]
         else:
-            prefix = total - 1
+            prefix = total - frame.closing
         return prefix, total - prefix
 
     def assemble(self, frame: _Frame) -> Prompts:
@@ -179,19 +202,21 @@ class _Blocks:
         prefix, live = self.sizes(frame)
         offsets = offsets_of(prefix + live)
         start = np.cumsum(block) - block + self.prompt * frame.size + frame.before
-        slot, out = (start + text)[: len(text) * frame.slots], offsets[1:] - 1
+        slot, end = (start + text)[: len(text) * frame.slots], offsets[1:] - frame.closing
         ids = np.zeros(offsets[-1], np.int32)
         for piece, at in ((self.heads, start), (self.titles, start + self.heads.length)):
             ids[spans(at, piece.length)] = piece.source[spans(piece.start, piece.length)]
         ids[offsets[:-1, None] + np.arange(len(lead))] = lead
-        ids[out[:, None] - len(outro) + np.arange(len(outro))] = outro
+        ids[end[:, None] - len(outro) + np.arange(len(outro))] = outro
         kind = np.zeros(len(ids), np.int8)
         kind[offsets[:-1, None] + np.arange(len(lead), frame.before)] = USER_REPR
-        kind[slot], kind[out] = HISTORY, frame.out
+        kind[slot] = HISTORY
+        if frame.out is not None:
+            kind[end] = frame.out
         slot_item = np.zeros(len(ids), np.int32)
         slot_item[slot] = self.item[: len(slot)]
         if frame.out == ITEM_OUT and not frame.slots:
-            slot_item[out] = self.item
+            slot_item[end] = self.item
         return Prompts(ids, kind, slot_item, offsets, prefix.astype(np.int32))
 
 
@@ -215,14 +240,15 @@ class PromptBuilder:
             )
         self.tokenizer, self._tokens, self._cfg = tokenizer, item_tokens, cfg
         self._titles, self._form = catalog.titles, template(wording, cfg.user_repr)
-        form = self._form
-        outros = [form.close + form.user_outro, form.item_outro]
+        form, chooses = self._form, cfg.task == "title"
+        behind = form.choose if chooses else form.user_outro
+        outros = [form.close + behind, form.item_outro]
         encoded = tokenizer.encode_batch(outros, after_slot=True)
         user_outro, item_outro = (np.array(ids, np.int32) for ids in encoded)
         nothing = np.zeros(0, np.int32)
         lead = np.array(self._encode([(form.lead, True)])[0], np.int32) if form.lead else nothing
         self._slots = int(cfg.item_repr)
-        self._user = _Frame(lead, user_outro, USER_OUT, self._slots)
+        self._user = _Frame(lead, user_outro, None if chooses else USER_OUT, self._slots)
         self._item = _Frame(nothing, item_outro, ITEM_OUT, self._slots)
         intro = tokenizer.bos_ids + tokenizer.encode(form.item_intro)
         self._item_intro = np.array(intro if item_tokens.splittable else [], np.int32)
@@ -236,17 +262,25 @@ class PromptBuilder:
                 f"prompts.max_tokens={cfg.max_tokens}, but the template alone takes {fixed} tokens; "
                 f"use at least {fixed + _MIN_TITLE}"
             )
+        self.template_tokens = fixed  # of user prompts, at least
 
-    def users(self, histories: UserSequences, cf_user_repr: np.ndarray | None = None) -> Prompts:
-        """User prompts of whole histories; the last `history_len` items are used.
+    def users(
+        self,
+        histories: UserSequences,
+        cf_user_repr: np.ndarray | None = None,
+        reserved: np.ndarray | int = 0,
+    ) -> Prompts:
+        """User prompts of whole histories; the last `history_len` items are used. Of prompts.task=title: their openings, up to
+        the first candidate.
 
         cf_user_repr: float32 [n, E], the teacher's vectors of the histories, for prompts that open with them.
+        reserved: int [n] of `max_tokens`, for what is to follow.
 
         Raises:
           ValueError: an empty history, a time that is no date, or no vectors for prompts that need them.
         """
         _require_items(histories)
-        blocks, kept, is_cut = self._user_blocks(histories)
+        blocks, kept, is_cut = self._user_blocks(histories, reserved)
         self._count(len(kept), self._lost(histories, kept), is_cut.sum())
         return self._told(blocks, cf_user_repr)
 
@@ -270,9 +304,11 @@ class PromptBuilder:
 
         return LatePrompts(prefix, live, slots, build)
 
-    def user_lengths(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 [n], int64 [n]): prefix and live lengths of `users(histories)`, at a fraction of the work."""
-        return self._user_sizes(histories)[:2]
+    def user_lengths(
+        self, histories: Histories, reserved: np.ndarray | int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 [n], int64 [n]): prefix and live lengths of `users(histories, reserved=reserved)`, at a fraction of the work."""
+        return self._user_sizes(histories, reserved)[:2]
 
     def in_common(self, histories: Histories, first: np.ndarray) -> np.ndarray:
         """int64 [m]: with how many equal tokens the prompts of histories first[i] (int [m]) and first[i] + 1 begin."""
@@ -283,15 +319,17 @@ class PromptBuilder:
             found.append(self._user_blocks(pairs)[0].assemble(self._user).in_common())
         return np.concatenate(found)
 
-    def _user_sizes(self, histories: Histories) -> tuple[np.ndarray, np.ndarray, int, int]:
+    def _user_sizes(
+        self, histories: Histories, reserved: np.ndarray | int = 0
+    ) -> tuple[np.ndarray, np.ndarray, int, int]:
         """Prefix and live lengths [n]; how many prompts lost items, and title tokens."""
         _require_items(histories)
         prefix, live = np.zeros((2, len(histories)), np.int64)
-        lost, cut = 0, 0
+        lost, cut, every = 0, 0, np.broadcast_to(reserved, len(histories))
         for start in range(0, len(histories), _SIZED_AT_ONCE):
             rows = np.arange(start, min(start + _SIZED_AT_ONCE, len(histories)))
             some = histories.take(rows)
-            blocks, kept, is_cut = self._user_blocks(some)
+            blocks, kept, is_cut = self._user_blocks(some, every[rows])
             prefix[rows], live[rows] = blocks.sizes(self._user)
             lost, cut = lost + self._lost(some, kept), cut + int(is_cut.sum())
         return prefix, live, lost, cut
@@ -336,18 +374,21 @@ class PromptBuilder:
             ):
                 self.trimmed[name] += int(number)
 
-    def _user_blocks(self, histories: UserSequences) -> tuple[_Blocks, np.ndarray, np.ndarray]:
-        """(blocks, items kept [n], whether titles were cut [n]), within max_tokens."""
+    def _user_blocks(
+        self, histories: UserSequences, reserved: np.ndarray | int = 0
+    ) -> tuple[_Blocks, np.ndarray, np.ndarray]:
+        """(blocks, items kept [n], whether titles were cut [n]), within max_tokens less what is `reserved` of them."""
         counts = histories.lengths
         everyone, kept = np.arange(len(counts)), np.minimum(counts, self._cfg.history_len)
-        blocks, room = self._blocks(histories, everyone, kept)
+        most = np.broadcast_to(self._cfg.max_tokens - np.asarray(reserved), counts.shape)
+        blocks, room = self._blocks(histories, everyone, kept, most)
         over = np.flatnonzero((self._wanted(blocks) > room) & (kept > 1))
         if len(over):
             while len(over):  # at most history_len rounds, on ever fewer prompts
                 kept[over] -= 1
-                some, space = self._blocks(histories, over, kept[over])
+                some, space = self._blocks(histories, over, kept[over], most[over])
                 over = over[(self._wanted(some) > space) & (kept[over] > 1)]
-            blocks, room = self._blocks(histories, everyone, kept)
+            blocks, room = self._blocks(histories, everyone, kept, most)
         is_cut = blocks.sums(blocks.titles.length) > room
         if is_cut.any():
             blocks = self._cut(blocks, room)
@@ -377,9 +418,9 @@ class PromptBuilder:
         return replace(blocks, titles=titles)
 
     def _blocks(
-        self, histories: UserSequences, rows: np.ndarray, kept: np.ndarray
+        self, histories: UserSequences, rows: np.ndarray, kept: np.ndarray, most: np.ndarray
     ) -> tuple[_Blocks, np.ndarray]:
-        """(blocks of the last `kept[i]` items of user `rows[i]`, room for title tokens [n])."""
+        """(blocks of the last `kept[i]` items of user `rows[i]`, room for title tokens [n] where prompts have at most `most[i]`)."""
         prompt = np.repeat(np.arange(len(rows)), kept)
         index = spans(histories.offsets[rows + 1] - kept, kept)
         begin = histories.offsets[rows]
@@ -392,7 +433,7 @@ class PromptBuilder:
         )
         blocks = _Blocks(len(rows), prompt, histories.items[index], heads, titles)
         fixed = blocks.sums(self._user.blocks(heads.length)) + self._user.size
-        return blocks, self._cfg.max_tokens - fixed
+        return blocks, most - fixed
 
     def _pieces(
         self, items: np.ndarray, number: np.ndarray, times: np.ndarray, is_first: np.ndarray

@@ -1,7 +1,9 @@
-"""Prompts as data: the retrieval prompts of Table 2, in the authors' wording and as the paper prints them (D18).
+"""Prompts as data: those of Tables 1 and 2, in the authors' wording and as the paper prints them (D18).
 
 A user prompt is, item by item, `head title [HistoryEmb]`, then an outro and [UserOut]; in (c) all that follows a lead and
 [UserRep]; in (a) there is no [HistoryEmb]. An item prompt is `intro title [HistoryEmb] outro [ItemOut]`. What stands after an Out slot cannot reach it (causal attention) and is left out.
+Where a title is asked for (Table 1), the history is followed by `choose`, candidates `title [HistoryEmb]` and `ask`. The authors'
+code has no such prompts: what is said there is the paper's, in either wording.
 """
 
 from dataclasses import dataclass, replace
@@ -35,6 +37,8 @@ class Template:
     item_intro: str
     item_outro: str
     date_separator: str
+    choose: str  # between the last slot of a history and the first candidate
+    ask: str  # behind the last candidate
     lead: str = ""  # of user prompts, before [UserRep]; '' = they have neither
 
     def opening(self, number: int, date: str, *, first: bool) -> str:
@@ -50,6 +54,10 @@ class Template:
         """Text from the cut before a title up to its slot; braces in titles are ordinary text."""
         return self.title.replace("{title}", title)
 
+    def answer(self, title: str) -> str:
+        """What is asked for: a title as candidates show it."""
+        return self.titled(title).removesuffix(", ")
+
     def user(self, items: list[tuple[int, str, str]]) -> str:
         """The whole user prompt of (number, date, title) triples, slots spelled out."""
         text = self.lead + USER_REPR_SLOT if self.lead else ""
@@ -62,6 +70,9 @@ class Template:
         return self.item_intro + self.titled(title) + HISTORY_SLOT + self.item_outro + ITEM_SLOT
 
 
+_CHOOSE = (
+    'Choose one "Title" to recommend for this user to buy next from the following item "Title" set:'
+)
 TEMPLATES = {
     "reference": Template(
         user_intro="This user has made a series of purchases in the following order: ",
@@ -73,6 +84,8 @@ TEMPLATES = {
         item_intro="The item title and item embedding are as follows:",
         item_outro=", then generate item representation token:",
         date_separator="-",
+        choose=f". {_CHOOSE}",
+        ask=".",
     ),
     "paper": Template(
         user_intro="This user has made a series of purchases in the following order: (History Item List: ",
@@ -84,6 +97,8 @@ TEMPLATES = {
         item_intro='The item title and item embedding are as follows: "Title":',
         item_outro=", then generate item representation token: ",
         date_separator="/",
+        choose=f"). {_CHOOSE}",
+        ask=".",
     ),
 }
 

@@ -31,6 +31,7 @@ _SPLIT = (  # Llama-3's pre-tokenizer
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _BOS, _EOS = "<|begin_of_text|>", "<|end_of_text|>"
+_ENDS = (_EOS, "</s>", "<|endoftext|>")  # what tokenizers call the end of a text
 _CHUNK = 4096  # titles per call and step of the progress bar
 
 
@@ -52,6 +53,19 @@ class Tokenizer:
         self._slot: int = backend.token_to_id(_SLOT)
         start = backend.encode(_SLOT, add_special_tokens=True).ids
         self.bos_ids: list[int] = start[: start.index(self._slot)]
+
+    @property
+    def end(self) -> int:
+        """Id of the token that ends a text.
+
+        Raises:
+          ValueError: there is none.
+        """
+        found = (self._plain.token_to_id(word) for word in _ENDS)
+        for id in found:
+            if id is not None and id < self.vocab_size:
+                return id
+        raise ValueError(f"the tokenizer has no token that ends a text ({', '.join(_ENDS)})")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":

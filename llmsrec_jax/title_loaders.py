@@ -1,0 +1,85 @@
+"""Batches of title generation (E1): prompts with candidates, and the title that follows; as in loaders.py, functions of (seed, step)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmsrec_jax import config, parallel
+from llmsrec_jax.batch import PromptBatch, TitleBatch
+from llmsrec_jax.data import sampling
+from llmsrec_jax.data.samples import Samples
+from llmsrec_jax.loaders import EpochOrder, own, parts_of, per_device
+from llmsrec_jax.prompts import layout, plan
+from llmsrec_jax.prompts.prompts import Prompts
+from llmsrec_jax.prompts.titles import Question, TitlePrompts
+
+
+class TitleBatches:
+    """Training batches. `train.batch` counts samples; all tokens of a prompt are live, as all that trains stands in it."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        titles: TitlePrompts,
+        cf_user_repr: np.ndarray | None,
+        cfg: config.Config,
+        devices: int,
+        mine: Sequence[int] | None = None,
+    ):
+        """`cf_user_repr` float32 [n, E]: the teacher's vectors of the samples' inputs, for prompts that tell them."""
+        self.samples, self.titles, self.cf_user_repr = samples, titles, cf_user_repr
+        self.cfg, self.devices, self.mine = cfg, devices, own(devices, mine)
+        every = np.arange(len(samples))
+        self.order = EpochOrder(every, cfg.train.batch, cfg.seed)
+        self.rows = per_device(self.order.batch, devices, "train.batch")
+        self.parts = parts_of(self.rows, cfg.train.parts or 1)
+        lengths = titles.lengths(samples, self.question(every, 0))
+        self.shapes = plan.plan_windows(
+            np.append(lengths, titles.longest),  # other epochs show other candidates
+            *(self.rows // self.parts, cfg.train.length_groups, cfg.train.shapes, cfg.seed),
+        )
+
+    def __call__(self, step: int) -> TitleBatch:
+        """Arrays [own devices, ...]."""
+        rows = self.order(step)
+        question = self.question(rows, step // self.order.steps_per_epoch)
+        lengths = self.titles.lengths(self.samples.take(rows), question)
+        by_part = np.argsort(lengths.reshape(self.devices * self.parts, -1), axis=1, kind="stable")
+        place = by_part + np.arange(len(by_part))[:, None] * by_part.shape[1]
+        shape = plan.choose_windows(self.shapes, lengths[place])
+        place = place.reshape(self.devices, self.parts, -1)
+        return parallel.stack([self._shard(rows, question, place[d], shape) for d in self.mine])
+
+    def question(self, rows: np.ndarray, epoch: int) -> Question:
+        """Of samples [n]: candidates and the target, in an order of their own in every epoch."""
+        samples, cfg = self.samples, self.cfg
+        options = cfg.train.negatives, cfg.train.exclude, cfg.seed
+        negatives = sampling.train_negatives(samples, rows, epoch, *options)
+        targets = samples.targets[rows][:, None]
+        candidates = np.concatenate([targets, negatives], axis=1)
+        told = epoch, samples.later[rows]
+        order = sampling.shown(samples.users[rows], candidates.shape[1], cfg.seed, "train", *told)
+        return Question(np.take_along_axis(candidates, order, axis=1), targets)
+
+    def _shard(
+        self, rows: np.ndarray, question: Question, places: np.ndarray, shape: plan.Windows
+    ) -> TitleBatch:
+        """Of one device: `places` [parts, n] among the samples `rows` of the step."""
+        parts = [self._part(self._prompts(rows[at], question.take(at)), shape) for at in places]
+        return TitleBatch(parallel.stack(parts))
+
+    def _prompts(self, rows: np.ndarray, question: Question) -> Prompts:
+        told = None if self.cf_user_repr is None else self.cf_user_repr[rows]
+        return self.titles.build(self.samples.take(rows), question, told)
+
+    def _part(self, prompts: Prompts, shape: plan.Windows) -> PromptBatch:
+        ends = np.cumsum([rows for rows, _ in shape])[:-1]
+        groups = [
+            layout.Group(prompts, some, layout.Shape(rows, 0, width), outs=self.titles.most)
+            for some, (rows, width) in zip(
+                np.split(np.arange(len(prompts)), ends), shape, strict=True
+            )
+        ]
+        cfg = self.cfg
+        each = (cfg.prompts.history_len + 1 + cfg.train.negatives) * cfg.prompts.item_repr
+        return layout.fill(groups, len(prompts) * each)
