@@ -19,6 +19,7 @@ from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.model import Llama
 from llmsrec_jax.loaders import LLMBatches
 from llmsrec_jax.models import llm4rec
+from llmsrec_jax.prompts import templates
 from llmsrec_jax.prompts.prompts import PromptBuilder
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, training_texts
 from llmsrec_jax.stores import ItemStore
@@ -107,11 +108,13 @@ def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
     cfg, made = tiny(changes), random_dataset(**sizes)
     texts = training_texts(made.catalog, cfg.prompts.wording, made.train.times)
     tokenizer = Tokenizer.train(texts, 400)
-    tokens = ItemTokens.build(tokenizer, made.catalog, cfg.prompts.wording, progress=iter)
+    wording = templates.named(cfg.prompts.wording, cfg.prompts.item_repr)
+    tokens = ItemTokens.build(tokenizer, made.catalog, wording, progress=iter)
     llama = weights.random(llama_config.size("tiny"), 0, jnp.float32, tokenizer.vocab_size)
     shape = llama.cfg
     llama, llama_state = nnx.split(llama)
-    sizes, rngs = (cfg.teacher.d, shape.d, cfg.head, (0.0, 0.2)), nnx.Rngs(params=0)
+    head = cfg.head if cfg.prompts.retrieves else None
+    sizes, rngs = (cfg.teacher.d, shape.d, head, (0.0, 0.2)), nnx.Rngs(params=0)
     model = llm4rec.LLMSRec(*sizes, rngs, *llm4rec.variant(cfg, shape))
     model, params = nnx.split(model)
     rng = np.random.default_rng(cfg.seed)
