@@ -6,7 +6,7 @@ Sampled ranking (stored candidates) and full ranking come from the same vectors 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from llmsrec_jax.data.splits import Dataset
 USERS_PER_TILE = 256
 
 
-class Scores(Protocol):
-    """What a recommender is to those who rank; rows are those of the evaluated users."""
+@runtime_checkable
+class Catalogue(Protocol):
+    """What a recommender that scores every item is to those who rank; rows are those of the evaluated users."""
 
     def catalogue(self, rows: np.ndarray) -> np.ndarray:
         """float [n, I] of all items for users `rows` int [n]; column 0 is the pad."""
@@ -29,6 +30,25 @@ class Scores(Protocol):
 
 
 @dataclass(frozen=True)
+class Choices:
+    """One that was asked for the users' candidates and knows nothing else (title generation)."""
+
+    scores: np.ndarray  # float [U, C]
+
+    def of(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """As `Catalogue`, of those very candidates."""
+        return self.scores[rows]
+
+    def best(self, candidates: np.ndarray, k: int) -> np.ndarray:
+        """int [U, at most k]: the best candidates; ties go to the lower column."""
+        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(candidates, order, axis=1)
+
+
+Scores = Catalogue | Choices
+
+
+@dataclass(frozen=True)
 class Vectors:
     """What most recommenders are: scores are `user @ item.T`."""
 
@@ -36,11 +56,11 @@ class Vectors:
     item: np.ndarray  # float [I, R], row 0 is the pad
 
     def catalogue(self, rows: np.ndarray) -> np.ndarray:
-        """As `Scores`."""
+        """As `Catalogue`."""
         return self.user[rows] @ self.item.T
 
     def of(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """As `Scores`."""
+        """As `Catalogue`."""
         return np.einsum("ur,ucr->uc", self.user[rows], self.item[candidates])
 
 
@@ -116,7 +136,7 @@ def sampled_ranking(scores: Scores, candidates: np.ndarray) -> Counts:
 
 
 def full_ranking(
-    of: Scores, targets: np.ndarray, seen: Callable[[int], np.ndarray] | None
+    of: Catalogue, targets: np.ndarray, seen: Callable[[int], np.ndarray] | None
 ) -> Counts:
     """Counts over the whole catalogue; `seen(row)` are item ids to skip (the target itself is never skipped)."""
     above, tied = np.empty(len(targets), np.int64), np.empty(len(targets), np.int64)
@@ -134,11 +154,9 @@ def full_ranking(
     return above, tied
 
 
-def selection_metric(
-    vectors: Vectors, candidates: np.ndarray, k: int, ties: str
-) -> dict[str, float]:
+def selection_metric(scores: Scores, candidates: np.ndarray, k: int, ties: str) -> dict[str, float]:
     """hr@k, ndcg@k and mrr@k of sampled ranking: what validations look at (D24)."""
-    above, tied = sampled_ranking(vectors, candidates)
+    above, tied = sampled_ranking(scores, candidates)
     return {
         f"{name}@{k}": float(metrics.metric(name, k, above, tied, ties).mean())
         for name in metrics.GAINS
@@ -158,14 +176,18 @@ def values(counts: Counts, cfg: config.Evaluate) -> dict[str, np.ndarray]:
 def records(
     found: dict[str, np.ndarray], slices: dict[str, np.ndarray], common: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of results.json: one per slice and metric; empty slices are left out. found: {metric: float [U]}."""
+    """Rows of results.json: one per slice and metric; empty slices are left out.
+
+    found: {metric: float [U]}; NaN = it says nothing of this user.
+    """
     rows = []
     for name, per_user in found.items():
         for part, mask in slices.items():
-            if mask.any():
-                value, se = metrics.mean_and_se(per_user[mask])
+            told = per_user[mask & ~np.isnan(per_user)]
+            if len(told):
+                value, se = metrics.mean_and_se(told)
                 row = {"slice": part, "metric": name, "value": value, "se": se}
-                rows.append({**common, **row, "users": int(mask.sum())})
+                rows.append({**common, **row, "users": len(told)})
     return rows
 
 
@@ -182,7 +204,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def top_lists(
-    of: Scores, users: int, seen: Callable[[int], np.ndarray] | None, k: int
+    of: Catalogue, users: int, seen: Callable[[int], np.ndarray] | None, k: int
 ) -> np.ndarray:
     """int32 [U, k]: the k best-scored items of every user, `seen(row)` left out; ties go to the lower item id."""
     out = np.zeros((users, k), np.int32)

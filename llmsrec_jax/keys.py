@@ -59,7 +59,9 @@ class Keys:
         values = config.subset(self._cfg, names)
         unsaid = () if self._cfg.lora.exists else ("lora.",)
         unsaid += () if self._cfg.alignment.trains else ("alignment.",)
-        unsaid += ("prompts.item_repr",) if self._cfg.prompts.item_repr else ()
+        prompts = self._cfg.prompts
+        unsaid += ("prompts.item_repr",) if prompts.item_repr else ()
+        unsaid += ("prompts.task", "prompts.title_tokens") if prompts.retrieves else ()
         # settings of what is not there: keys are as if there were no such settings
         values = {name: one for name, one in values.items() if not name.startswith(unsaid)}
         for name in values.keys() & _CONTENT.keys():

@@ -23,12 +23,16 @@ class Outcome:
     """Of one model."""
 
     ranks: dict[str, Counts]  # protocol -> above, tied, int [U] each
-    top: np.ndarray  # int32 [U, LISTED]: best items of the whole catalogue, seen ones left out
+    # int32 [U, LISTED]: best items of the whole catalogue, seen ones left out; of title generation, of the candidates
+    top: np.ndarray
     lists: Values  # what is said of `top` beyond accuracy
-    coverage: float  # share of the catalogue that anyone is shown
+    coverage: float  # share of the catalogue that anyone is shown; NaN where `top` are candidates
     # the same ranks for histories in other orders, int [orders, U]; and how alike what is made of them stays
     permuted: dict[str, Counts] = field(default_factory=dict)
     alike: Values = field(default_factory=dict)
+    answers: Values = field(
+        default_factory=dict
+    )  # of what is written (title generation); NaN = says nothing
 
     def values(self, protocol: str, condition: str, cfg: config.Evaluate) -> Values:
         """Every metric per user, float64 [U]; {} where nothing was measured."""
@@ -38,7 +42,8 @@ class Outcome:
         if protocol not in ranks:
             return {}
         found = evaluate.values(ranks[protocol], cfg)
-        return found | self.lists if (protocol, condition) == ("full", ORIGINAL) else found
+        more = {"full": self.lists, "sampled": self.answers} if condition == ORIGINAL else {}
+        return found | more.get(protocol, {})
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,10 @@ class Outcomes:
             where = common | {"condition": ORIGINAL, "protocol": protocol}
             rows += evaluate.records(found, self.slices, where)
         # a property of all lists together: no mean over users, so no standard error
-        shown = {"metric": f"coverage@{LISTED}", "value": one.coverage, "se": None}
-        where = common | {"condition": ORIGINAL, "protocol": "full"}
-        rows.append(where | {"slice": "all", "users": len(self.users)} | shown)
+        if not np.isnan(one.coverage):
+            shown = {"metric": f"coverage@{LISTED}", "value": one.coverage, "se": None}
+            where = common | {"condition": ORIGINAL, "protocol": "full"}
+            rows.append(where | {"slice": "all", "users": len(self.users)} | shown)
         settings = {"permutations": cfg.order.permutations, "scope": cfg.order.scope}
         where = common | {"condition": SHUFFLED, **settings}
         for protocol in [*one.permuted, VECTORS]:
@@ -95,6 +101,7 @@ class Outcomes:
             arrays |= {f"lists/{name}/{metric}": x for metric, x in one.lists.items()}
             arrays |= {f"top/{name}": one.top, f"coverage/{name}": np.array(one.coverage)}
             arrays |= {f"alike/{name}/{metric}": x for metric, x in one.alike.items()}
+            arrays |= {f"answers/{name}/{metric}": x for metric, x in one.answers.items()}
         storage.write_arrays(path, **arrays)
 
     @classmethod
@@ -113,6 +120,7 @@ class Outcomes:
                 coverage=float(arrays[f"coverage/{name}"]),
                 permuted=counts(f"permuted/{name}/"),
                 alike=under(f"alike/{name}/"),
+                answers=under(f"answers/{name}/"),
             )
             for name, top in under("top/").items()
         }

@@ -17,7 +17,9 @@ from llmsrec_jax.stages.entrants import Trained
 from llmsrec_jax.stages.judgement import Judgement
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.preparation import Prepared
+from llmsrec_jax.stages.reader import Reader
 from llmsrec_jax.stages.teacher import Teacher
+from llmsrec_jax.stages.titles import TitleRec
 from llmsrec_jax.stages.tokens import Tokens
 from llmsrec_jax.stages.transfer import Transfer, elsewhere
 from llmsrec_jax.stages.work import Work
@@ -37,14 +39,17 @@ class Run:
         self.before = None if first is None else Run(first, workdir, writer)
         above = None if self.before is None else self.before.llm
         reads = self.work, self.data, self.tokens, self.teacher, self.alignment
-        self.llm = LLMRec(*reads, above)
+        retrieval = LLMRec(*reads, above) if cfg.prompts.retrieves else None
+        self.llm: Reader = retrieval or TitleRec(*reads, above)
         trained = self.work, self.data, self.teacher
         self.judgement = Judgement(self.work, self.data, Trained(*trained, self.llm), STUDIES[0])
         self.teacher_judgement = Judgement(
             self.work, self.data, Trained(*trained, None), STUDIES[0]
         )
-        there, home = elsewhere(cfg), (self.data, self.tokens, self.teacher, self.llm)
-        self.transfer = None if there is None else Transfer(self.work, there, *home)
+        there, home = elsewhere(cfg), (self.data, self.tokens, self.teacher)
+        self.transfer = None
+        if there is not None and retrieval is not None:
+            self.transfer = Transfer(self.work, there, *home, retrieval)
 
 
 Step = Callable[[Run], object]

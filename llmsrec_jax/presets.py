@@ -59,6 +59,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.weight": 0.0,
         "uniformity.weight": 0.0,
     },
+    # what TALLRec, LLaRA, CoLLM and A-LLMRec become with it: they write the title of one of 20 candidates (Table 1, E1)
+    "title": {
+        "prompts.task": "title",
+        "prompts.max_tokens": 2048,
+        "train.negatives": 19,
+        "train.metric": "hr@1",
+        "evaluate.negatives": 19,
+        "evaluate.ks": (1, 5, 10),
+    },
     "retrieval_only": {"distill.weight": 0.0, "uniformity.weight": 0.0},  # Table 8, row (a)
     # other teachers, with RecBole's settings (S3-S5); each is also a system of its own (--mode=teacher)
     "gru4rec": {

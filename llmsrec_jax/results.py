@@ -2,7 +2,7 @@
 
 import hashlib
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from llmsrec_jax.schema import (
     SCHEMA,
     TEACHERS,
     VARIANTS,
+    WRITTEN,
     identity,
 )
 from llmsrec_jax.writer import table
@@ -29,6 +30,11 @@ Name = tuple[Any, ...]  # of a row of a table: a model, what stands beside it, i
 SHOWN = ("hr@10", "ndcg@10")
 # what every model's numbers depend on
 EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "slices")
+SLICED, LISTS, CHOSEN = TABLES = (
+    "ndcg@10, sampled ranking, by slice",
+    "lists beyond accuracy, full ranking",
+    "one of the candidates, and what greedy decoding writes",
+)
 ALIKE = {COSINE: "user vectors", COSINE_HIDDEN: "h_U"}  # metric -> of what (E9)
 JOINT = "joint embeddings"  # of A-LLMRec's stage 1
 SYSTEMS = {  # name -> as which variant of LLM-SRec the paper has it (2.1, Table 2)
@@ -170,27 +176,19 @@ def tables(rows: list[Record], like: Record, used: dict[str, Settings]) -> str:
     same = ("dataset", "candidates_hash")
     rows = [row for row in rows if all(row[k] == like[k] for k in same)]
     rows.sort(key=lambda row: (row["seed"], PLACE.get(row["model"], 0)))
-    first: dict[Name, dict[str, str]] = {}
-    second: dict[Name, dict[str, str]] = {}
-    third: dict[Name, dict[str, str]] = {}
-    for row in rows:
-        name, metric = (row["model"], row["seed"], row["config_hash"]), row["metric"]
-        if row["condition"] != ORIGINAL:
-            continue
-        if row["slice"] == "all" and metric in SHOWN:
-            first.setdefault(name, {})[f"{metric} {row['protocol']}"] = cell(row)
-        if metric == "ndcg@10" and row["protocol"] == "sampled":
-            second.setdefault(name, {})[row["slice"]] = cell(row)
-        if row["slice"] == "all" and metric.partition("@")[0] in BEYOND:
-            third.setdefault(name, {})[metric] = cell(row)
     users = next(row["users"] for row in rows if row["slice"] == "all")
+    first = f"test set of {dataset}, {users} users, mean ± standard error"
+    found: dict[str, dict[Name, dict[str, str]]] = {title: {} for title in (first, *TABLES)}
+    for row in rows:
+        name = (row["model"], row["seed"], row["config_hash"])
+        for title, column in _places(row, first):
+            found[title].setdefault(name, {})[column] = cell(row)
+    written = found[CHOSEN].values()
+    if not any(metric in cells for cells in written for metric in WRITTEN):
+        found[CHOSEN] = {}
+    called = _called({name: None for cells in found.values() for name in cells}, used)
     parts = []
-    called = _called({name: None for cells in (first, second, third) for name in cells}, used)
-    for title, cells in (
-        (f"test set of {dataset}, {users} users, mean ± standard error", first),
-        ("ndcg@10, sampled ranking, by slice", second),
-        ("lists beyond accuracy, full ranking", third),
-    ):
+    for title, cells in found.items():
         if not cells:
             continue
         columns = ["model", "seed", *dict.fromkeys(c for row in cells.values() for c in row)]
@@ -200,6 +198,23 @@ def tables(rows: list[Record], like: Record, used: dict[str, Settings]) -> str:
         ]
         parts.append(f"{title}\n{table(columns, body)}")
     return "\n\n".join([*parts, *_orders(rows, used)])
+
+
+def _places(row: Record, first: str) -> Iterator[tuple[str, str]]:
+    """(table, column) of every place where it is shown."""
+    metric, sampled = row["metric"], row["protocol"] == "sampled"
+    if row["condition"] != ORIGINAL:
+        return
+    if sampled and metric == "ndcg@10":
+        yield SLICED, row["slice"]
+    if row["slice"] != "all":
+        return
+    if metric in SHOWN:
+        yield first, f"{metric} {row['protocol']}"
+    if metric.partition("@")[0] in BEYOND:
+        yield LISTS, metric
+    if sampled and metric in ("hr@1", *WRITTEN):
+        yield CHOSEN, metric
 
 
 def _called(names: Iterable[Name], used: dict[str, Settings]) -> dict[Name, str]:

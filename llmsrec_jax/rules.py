@@ -44,6 +44,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
             *("prompts.history_len", "prompts.max_tokens", "head.dim", "head.hidden"),
             *("train.batch", "train.epochs", "train.negatives", "train.validations_per_epoch"),
             *("train.length_groups", "train.shapes", "mesh.fsdp", "mesh.tensor"),
+            "prompts.title_tokens",
             *("evaluate.negatives", "evaluate.batch", "evaluate.shapes"),
             *("alignment.middle", "alignment.epochs", "alignment.batch"),
         ),
@@ -101,6 +102,7 @@ def validate(config: Config) -> None:
     _check_metrics(config)
     _check_lora(config)
     _check_alignment(config)
+    _check_titles(config)
     _check_teacher(config.teacher)
     llm, rounded = config.llm, config.llm.item_store_dtype != "auto"
     if llm.revision and llm.path.startswith("random:"):
@@ -181,6 +183,36 @@ def _check_alignment(config: Config) -> None:
     elif not config.prompts.item_repr:
         raise ValueError(
             f"alignment.text={alignment.text!r} makes embeddings of items, and prompts.item_repr=False shows none"
+        )
+
+
+def _check_titles(config: Config) -> None:
+    prompts, title = config.prompts, "prompts.task=title"
+    if prompts.retrieves:
+        usual = type(prompts)().title_tokens
+        if prompts.title_tokens != usual:
+            raise ValueError(
+                f"prompts.title_tokens={prompts.title_tokens} is of title generation: set prompts.task=title"
+            )
+        return
+    for name, weight in (
+        ("distill.weight", config.distill.weight),
+        ("uniformity.weight", config.uniformity.weight),
+    ):
+        if weight:
+            raise ValueError(
+                f"{name}={weight}: {title} has no vectors to which that loss applies; use 0, or a system that generates "
+                "titles, as tallrec,title"
+            )
+    if not (prompts.item_repr or prompts.user_repr or config.lora.trains):
+        raise ValueError(f"{title} with titles alone trains nothing: give a lora.rank")
+    if config.transfer.category or config.transfer.files.interactions:
+        raise ValueError(
+            f"transfer: {title} reads no other dataset, only prompts.task=retrieval does"
+        )
+    if config.llm.item_store in ("hbm", "host"):
+        raise ValueError(
+            f"llm.item_store={config.llm.item_store}: {title} has no item prompts; use auto or recompute"
         )
 
 

@@ -16,6 +16,7 @@ VARIANTS = {  # (setting, value) -> words in a model's name (Tables 11, 12, Fig.
     ("prompts.user_repr", True): "user representation",
     ("distill.type", "contrastive"): "contrastive",
     ("train.targets", "all"): "auto-regressive",
+    ("prompts.task", "title"): "title generation",
 }
 TEACHERS = {  # (setting, value) -> words (E23); SASRec with BCE needs none
     ("teacher.model", "gru4rec"): "gru4rec",
@@ -32,6 +33,9 @@ TOLD_BY_NAME: dict[
     "order.train": ("shuffled",),
     **dict.fromkeys(("transfer.unseen", *(setting for setting, _ in TEACHERS))),
 }
+# metrics of title generation (E1): whether greedy decoding over the whole vocabulary writes a candidate's title; HR@1 of what
+# it writes, over the users for whom it does; HR@1 of greedy decoding within the candidates' titles
+VALID, HIT_VALID, HIT_CONSTRAINED = WRITTEN = ("valid@1", "hr_of_valid@1", "hr_constrained@1")
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # metrics beyond accuracy (E24)
 # metrics (E9): how alike the vector that ranks stays, and the hidden state that it is made of
 COSINE, COSINE_HIDDEN = "cosine", "cosine_hidden"

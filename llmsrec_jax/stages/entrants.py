@@ -13,8 +13,8 @@ from llmsrec_jax.evaluate import Scores, Vectors
 from llmsrec_jax.keys import DATA, JUDGED, TEACHER, TRAIN
 from llmsrec_jax.schema import BOUND, FLOORS_AND_BOUND, POPULARITY, SKNN, V_SKNN
 from llmsrec_jax.schema import TEACHER as TEACHER_NAME
-from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.preparation import Prepared
+from llmsrec_jax.stages.reader import Reader
 from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.work import Work
 
@@ -31,6 +31,7 @@ class Model(NamedTuple):
     alike: np.ndarray | None = (
         None  # float64 [U]: cosine of their hidden states, where there are any
     )
+    answers: dict[str, np.ndarray] = {}  # more metrics per user, float64 [U]
 
 
 class Entrants(Protocol):
@@ -54,7 +55,7 @@ class Entrants(Protocol):
 class Trained:
     """The floors, the teacher, LLM-SRec where there is one, and the bound where it is known."""
 
-    def __init__(self, work: Work, data: Prepared, teacher: Teacher, llm: LLMRec | None):
+    def __init__(self, work: Work, data: Prepared, teacher: Teacher, llm: Reader | None):
         self._work, self._data, self._teacher, self._llm = work, data, teacher, llm
 
     @property
@@ -79,9 +80,7 @@ class Trained:
         first, *others = [Vectors(self._teacher.users(each), items) for each in orders]
         models[TEACHER_NAME] = Model(here, keys(TEACHER), first, others)
         if self._llm is not None:
-            found, alike = self._llm.vectors, self._llm.alike
-            permuted = [Vectors(user, found.item) for user in self._llm.permuted]
-            models["llm_srec"] = Model(here, keys(TRAIN), found, permuted, alike)
+            models["llm_srec"] = Model(here, keys(TRAIN), *self._llm.judged())
         if cfg.data.source == "shop":
             made = shop.generate(cfg.data.shop, cfg.seed)
             best = Vectors(*made.bayes(dataset, users, "test"))

@@ -1,5 +1,6 @@
 """evaluate: the test set, once, for every model on the same candidates; outcomes per user, records, tables and cases out."""
 
+import math
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from llmsrec_jax import cases, config, evaluate, outcomes, processes, results
 from llmsrec_jax.checkpoint import Stage, read_json, write_json
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.slices import slices
-from llmsrec_jax.evaluate import Counts, Scores, Vectors
+from llmsrec_jax.evaluate import Catalogue, Counts, Scores, Vectors
 from llmsrec_jax.outcomes import Outcome, Outcomes
 from llmsrec_jax.provenance import Settings
 from llmsrec_jax.results import Record
@@ -83,12 +84,15 @@ class Judgement:
 
     def _outcome(self, name: str, model: Model) -> Outcome:
         dataset, scores = self._data.dataset, model.scores
-        users, _ = self._data.candidates("test")
+        users, candidates = self._data.candidates("test")
         if isinstance(scores, Vectors):
             evaluate.check_finite(name, scores, dataset.user_keys[users], dataset.catalog.keys)
-        top = evaluate.top_lists(scores, len(users), self._seen, outcomes.LISTED)
-        lists, coverage = outcomes.lists(dataset, users, top)
-        one = Outcome(self._counts(scores), top, lists, coverage)
+        if isinstance(scores, Catalogue):
+            top = evaluate.top_lists(scores, len(users), self._seen, outcomes.LISTED)
+            lists, coverage = outcomes.lists(dataset, users, top)
+        else:
+            top, lists, coverage = scores.best(candidates, outcomes.LISTED), {}, math.nan
+        one = Outcome(self._counts(scores), top, lists, coverage, answers=model.answers)
         if not model.permuted:
             return one
         each = [self._counts(permuted) for permuted in model.permuted]
@@ -108,14 +112,14 @@ class Judgement:
         return self._data.test_histories(0)
 
     def _counts(self, scores: Scores) -> dict[str, Counts]:
-        """Of both protocols."""
+        """Of both protocols, or of the one that there is."""
         users, candidates = self._data.candidates("test")
         seen = self._seen if self._work.cfg.evaluate.mask_seen else None
         targets = self._data.dataset.targets("test", users)
-        return {
-            "sampled": evaluate.sampled_ranking(scores, candidates),
-            "full": evaluate.full_ranking(scores, targets, seen),
-        }
+        found = {"sampled": evaluate.sampled_ranking(scores, candidates)}
+        if isinstance(scores, Catalogue):
+            found["full"] = evaluate.full_ranking(scores, targets, seen)
+        return found
 
     def _show(self, stage: Stage) -> None:
         work, cfg = self._work, self._work.cfg

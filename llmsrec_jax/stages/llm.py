@@ -1,76 +1,27 @@
-"""train, encode: LLM-SRec over a frozen backbone and a frozen teacher."""
+"""train, encode: retrieval over a frozen backbone and a frozen teacher, as LLM-SRec does it."""
 
 from functools import cached_property, partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from llmsrec_jax import evaluate, loaders, memory_plan, parallel, results, stores, train
 from llmsrec_jax.checkpoint import Stage
-from llmsrec_jax.data import orders, splits, storage
+from llmsrec_jax.data import orders, storage
 from llmsrec_jax.data.interactions import UserSequences
-from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.evaluate import Vectors, unit
-from llmsrec_jax.keys import PERMUTED, TRAIN, VECTORS
-from llmsrec_jax.llama import weights
-from llmsrec_jax.llama.adapters import merged
+from llmsrec_jax.keys import VECTORS
 from llmsrec_jax.memory import Job
 from llmsrec_jax.models import llm4rec
 from llmsrec_jax.prompts.prompts import LatePrompts, Prompts
-from llmsrec_jax.prompts.tokens import check_vocabulary
-from llmsrec_jax.stages.alignment import Alignment
-from llmsrec_jax.stages.preparation import Prepared
-from llmsrec_jax.stages.teacher import Teacher
-from llmsrec_jax.stages.tokens import Tokens
-from llmsrec_jax.stages.work import Work
+from llmsrec_jax.stages.reader import Judged, Reader
 
-LLM_KEY = 2  # random stream
-# a random backbone stands for pretrained weights: it does not change with the seed
-BACKBONE_SEED = 0
 VECTORS_FILE = "test.npz"
 
 
-class LLMRec:
-    """Heads and tokens that train, around what is frozen."""
-
-    def __init__(
-        self,
-        work: Work,
-        data: Prepared,
-        tokens: Tokens,
-        teacher: Teacher,
-        alignment: Alignment,
-        before: "LLMRec | None" = None,
-    ):
-        """before: whose backbone this one reads with, as that has trained it (S10)."""
-        self._work, self._data, self._tokens, self._teacher = work, data, tokens, teacher
-        self._alignment, self._before = alignment, before
-
-    # before ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _stage(self) -> Stage:
-        return self._work.stage("checkpoints", TRAIN)
-
-    def require_trained(self) -> None:
-        """Stops before the long work: --mode=evaluate trains nothing."""
-        if not self._stage.finished:
-            raise ValueError(
-                f"LLM-SRec is not trained for this configuration in {self._work.workdir}: "
-                "run --mode=train (or run) first"
-            )
-
-    def require_even_batches(self) -> None:
-        """Stops before the long work: the backbone and the batches are shared out evenly over the devices."""
-        work = self._work
-        work.mesh.weights.check(work.keys.backbone[0], work.cfg.llm.quant)
-        if work.done(self._stage):
-            return
-        batch = min(work.cfg.train.batch, len(self._samples))
-        loaders.per_device(batch, work.devices, "train.batch")
+class LLMRec(Reader):
+    """Retrieval: heads and tokens that train, around what is frozen."""
 
     def require_memory(self) -> None:
         """Stops before the long work, where training would not fit."""
@@ -91,37 +42,6 @@ class LLMRec:
     # what is frozen -------------------------------------------------------------------------------------------
 
     @cached_property
-    def _samples(self) -> Samples:
-        """What is trained on."""
-        dataset, cfg = self._data.training, self._work.cfg
-        users = splits.sample_users(dataset.eligible("train"), cfg.train.max_users, cfg.seed)
-        return Samples.of(dataset, users, cfg.train.targets)
-
-    @cached_property
-    def _backbone(self) -> tuple[nnx.GraphDef, nnx.State]:
-        learned = None if self._before is None else self._before.learned()
-        work, tokenizer = self._work, self._tokens.builder.tokenizer
-        (shape, folder), cfg = work.keys.backbone, work.cfg.llm
-        how = weights.compute_dtype(cfg.dtype), cfg.quant, work.mesh.weights
-        if folder is None:
-            work.writer.say(f"{cfg.path}: a backbone of random weights, a toy")
-            dtype, quant, sharding = how
-            size = tokenizer.vocab_size
-            llama = weights.random(shape, BACKBONE_SEED, dtype, size, quant, sharding)
-        else:
-            check_vocabulary(tokenizer, shape.vocab)
-            llama = weights.load(folder, shape, *how)
-        graphdef, state = nnx.split(llama)
-        return graphdef, state if learned is None else _put(graphdef, state, *learned)
-
-    def learned(self) -> tuple[nnx.GraphDef, nnx.State]:
-        """What it has trained, which it gives up together with its backbone: there is no room for two."""
-        found = self._model[0], self._params
-        for held in ("_backbone", "_model", "_params", "_encoders", "frozen", "store"):
-            self.__dict__.pop(held, None)
-        return found
-
-    @cached_property
     def store(self) -> stores.ItemStore | None:
         """Keys and values of item prompts' prefixes, where they are kept."""
         work = self._work
@@ -131,35 +51,7 @@ class LLMRec:
         with work.writer.progress("item prefixes", len(items), unit="items", compiles=True) as bar:
             return stores.of(cfg, self._backbone, items, work.mesh, bar.update)
 
-    @cached_property
-    def frozen(self) -> llm4rec.Frozen:
-        items = self._alignment.items(self._teacher.items)
-        items = parallel.replicate(jnp.asarray(items), self._work.mesh)
-        kept = None if self.store is None else self.store.resident
-        key = self._key if self._work.cfg.lora.trains else None
-        key = parallel.replicate(key, self._work.mesh)
-        return llm4rec.Frozen(self._backbone[1], items, kept, key)
-
-    def embedded(self, ids: np.ndarray) -> np.ndarray:
-        """float32 [n, D]: the backbone's embeddings of token ids int [n]."""
-        graphdef, state = self._backbone
-        embed = lambda state, ids: nnx.merge(graphdef, state).embed(ids).astype(jnp.float32)
-        padded = np.zeros(1 << (len(ids) - 1).bit_length(), np.int32)  # few shapes to compile
-        padded[: len(ids)] = ids
-        mesh = self._work.mesh
-        made = parallel.everywhere(embed, mesh)(state, parallel.replicate(padded, mesh))
-        return np.asarray(made)[: len(ids)]
-
     # train ----------------------------------------------------------------------------------------------------
-
-    @property
-    def _key(self) -> jax.Array:
-        return jax.random.fold_in(jax.random.key(self._work.cfg.seed), LLM_KEY)
-
-    @cached_property
-    def _model(self) -> tuple[nnx.GraphDef, nnx.State]:
-        backbone, rngs = nnx.merge(*self._backbone), nnx.Rngs(params=self._key)
-        return nnx.split(llm4rec.new(self._work.cfg, backbone, rngs))
 
     def train(self) -> None:
         """Trains LLM-SRec, or goes on training it; the best checkpoint by validation is kept."""
@@ -251,11 +143,6 @@ class LLMRec:
         """As `evaluate.score` compares them (D45)."""
         return unit(vectors) if self._work.cfg.evaluate.score == "cosine" else vectors
 
-    @cached_property
-    def _params(self) -> nnx.State:
-        cfg = self._work.cfg.train
-        return self._work.fitted(self._stage, train.init_state(self._model[1], cfg.lr, cfg.b2))
-
     @property
     def vectors_stage(self) -> Stage:
         return self._work.stage("vectors", VECTORS)
@@ -307,9 +194,6 @@ class LLMRec:
         width = both.shape[1] - self._work.cfg.head.dim
         return both[:, :width], both[:, width:]
 
-    def _permuted(self, number: int) -> Stage:
-        return self._work.stage("permuted", PERMUTED, permutation=number)
-
     def _of_permuted(self, name: str) -> list[np.ndarray]:
         """What `encode_permuted` kept, permutation by permutation."""
         numbers = range(1, self._work.cfg.order.permutations + 1)
@@ -332,14 +216,7 @@ class LLMRec:
         """Those of `encode`."""
         return Vectors(**storage.read_arrays(self.vectors_stage.folder / VECTORS_FILE))
 
-
-def _put(
-    graphdef: nnx.GraphDef, state: nnx.State, model: nnx.GraphDef, params: nnx.State
-) -> nnx.State:
-    """The weights of a backbone, which are given up, with the LoRA of a trained model added to them."""
-
-    def put(state: nnx.State, params: nnx.State) -> nnx.State:
-        return nnx.state(merged(nnx.merge(graphdef, state), nnx.merge(model, params).added()))
-
-    like = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(put, out_shardings=like, donate_argnums=0)(state, params)
+    def judged(self) -> Judged:
+        """Of the test users, as encoded."""
+        found = self.vectors
+        return Judged(found, [Vectors(user, found.item) for user in self.permuted], self.alike)

@@ -9,6 +9,7 @@ from llmsrec_jax.keys import OWN_TOKENIZERS, TOKENS
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.prompts.prompts import PromptBuilder, within
 from llmsrec_jax.prompts.templates import named
+from llmsrec_jax.prompts.titles import TitlePrompts
 from llmsrec_jax.prompts.tokens import ItemTokens, Tokenizer, training_texts
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.work import Work
@@ -81,6 +82,14 @@ class Tokens:
         items = ItemTokens.load(folder, self.tokenizer, catalog, self._wording)
         prompts = within(self._work.cfg.prompts, self._work.keys.backbone[0].max_positions)
         return PromptBuilder(self.tokenizer, items, catalog, prompts)
+
+    @cached_property
+    def titles(self) -> TitlePrompts:
+        """Of prompts that ask for one."""
+        cfg = self._work.cfg
+        prompts = within(cfg.prompts, self._work.keys.backbone[0].max_positions)
+        most = 1 + max(cfg.train.negatives, cfg.evaluate.negatives)
+        return TitlePrompts(self.builder, self._data.dataset.catalog, prompts, most)
 
     def say_trimmed(self, when: str) -> None:
         """Reports prompts that were too long, counted since the last report (D19)."""

@@ -52,7 +52,9 @@ def batches(made: System, devices: int = 1, **changes: Any) -> TitleBatches:
 
 def read(made: System, question: Question, users: np.ndarray) -> list[np.ndarray]:
     """Log-probabilities of what every row is asked for."""
-    prompts = builder(made).later(made.dataset.inputs("test", users), question, made.cf_users[users])
+    prompts = builder(made).later(
+        made.dataset.inputs("test", users), question, made.cf_users[users]
+    )
     whole = prompts.take(np.arange(len(users))).asked
     assert whole is not None
     most = int(np.diff(whole.offsets).max())
@@ -68,7 +70,9 @@ def read(made: System, question: Question, users: np.ndarray) -> list[np.ndarray
 def test_candidates_are_read_as_if_alone(made):
     """Behind one prompt, each candidate's tokens have the probabilities that they have in a row of its own."""
     users = np.arange(8)
-    candidates = 1 + np.random.default_rng(0).permuted(np.tile(np.arange(40), (8, 1)), axis=1)[:, :5]
+    candidates = (
+        1 + np.random.default_rng(0).permuted(np.tile(np.arange(40), (8, 1)), axis=1)[:, :5]
+    )
     together = read(made, Question(candidates, candidates), users)
     alone = [read(made, Question(candidates, candidates[:, c : c + 1]), users) for c in range(5)]
     for row, found in enumerate(together):
@@ -139,7 +143,9 @@ def test_the_loss_is_that_of_the_titles_tokens(made):
     rows = loader.order(0)
     question = loader.question(rows, 0)
     np.testing.assert_array_equal(question.answers[:, 0], loader.samples.targets[rows])
-    assert (np.sort(question.candidates, axis=1)[:, 1:] != np.sort(question.candidates, axis=1)[:, :-1]).all()
+    assert (
+        np.sort(question.candidates, axis=1)[:, 1:] != np.sort(question.candidates, axis=1)[:, :-1]
+    ).all()
     assert (question.candidates == question.answers).sum() == len(rows)
     first = (question.candidates == question.answers).argmax(axis=1)
     assert len(set(first.tolist())) > 1  # the target has no place of its own

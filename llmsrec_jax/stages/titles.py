@@ -1,0 +1,166 @@
+"""train, encode: an LLM that is asked for the title of the next item, among candidates (E1)."""
+
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from llmsrec_jax import choices, evaluate, loaders, parallel, results, title_loaders, train
+from llmsrec_jax.checkpoint import Stage
+from llmsrec_jax.data import sampling, storage
+from llmsrec_jax.data.interactions import UserSequences
+from llmsrec_jax.evaluate import Choices
+from llmsrec_jax.keys import VECTORS
+from llmsrec_jax.models import titles
+from llmsrec_jax.prompts.titles import Question
+from llmsrec_jax.schema import HIT_CONSTRAINED, HIT_VALID, VALID
+from llmsrec_jax.stages.reader import Judged, Reader
+
+FILE = "test.npz"
+
+
+class TitleRec(Reader):
+    """Title generation: the projectors and LoRA train."""
+
+    def require_memory(self) -> None:
+        """Stops before the long work, where titles are too long for the prompts."""
+        alike = self._tokens.titles.alike
+        if alike:
+            self._work.writer.say(
+                f"{alike} items share their title with another one, as far as prompts.title_tokens shows it: in a list they tie"
+            )
+
+    def train(self) -> None:
+        """Trains, or goes on training; the best checkpoint by validation is kept."""
+        work, cfg = self._work, self._work.cfg.train
+        if work.done(self._stage):
+            return
+        told = self._teacher.users(self._samples) if work.cfg.prompts.user_repr else None
+        builder = self._tokens.titles
+        batches = title_loaders.TitleBatches(
+            self._samples, builder, told, work.cfg, work.devices, work.mine
+        )
+        graphdef, params = self._model
+        graphs = {"model": graphdef, "llama": self._backbone[0], "objective": titles.loss}
+        per_device = partial(train.llm_step, **graphs, cfg=work.cfg, axis=work.mesh.axis)
+        per_epoch, k = batches.order.steps_per_epoch, int(cfg.metric.partition("@")[2])
+        users, candidates = self._data.candidates("valid")
+        histories = self._data.dataset.inputs("valid", users)
+
+        def validate(state: train.State) -> dict[str, float]:
+            found = self._read(state.params, users, histories, candidates, "validation")
+            scores = Choices(found["score"])
+            return evaluate.selection_metric(scores, candidates, k, work.cfg.evaluate.ties)
+
+        job = train.Job(
+            stage="train",
+            key=self._stage.key,
+            model=f"{results.label(work.cfg)}, seed {work.cfg.seed}",
+            step=parallel.train_wrapper(per_device, work.mesh),
+            frozen=self.frozen,
+            batches=partial(loaders.stream, batches),
+            put=partial(parallel.put_batch, mesh=work.mesh),
+            steps_per_epoch=per_epoch,
+            total_steps=per_epoch * cfg.epochs,
+            validate_at=train.validation_steps(per_epoch, cfg.epochs, cfg.validations_per_epoch),
+            validate=validate,
+            metric=cfg.metric,
+            patience=cfg.patience,
+            lr_decay=cfg.lr_decay if cfg.lr_schedule == "decay" else 1.0,
+            batch_users=batches.order.batch,
+            save_every_s=cfg.save_every_s,
+        )
+        work.fit(self._stage, job, train.init_state(params, cfg.lr, cfg.b2))
+        self._tokens.say_trimmed("training and validation")
+
+    # read -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return parallel.encode_wrapper(
+            titles.encoder(self._model[0], self._backbone[0]), self._work.mesh
+        )
+
+    def _read(
+        self,
+        params: nnx.State,
+        users: np.ndarray,
+        histories: UserSequences,
+        candidates: np.ndarray,
+        title: str,
+    ) -> dict[str, np.ndarray]:
+        """Of `users`: score float64 [U, C], the log-likelihoods of candidates int [U, C]; and bool [U, C] what greedy decoding
+        writes, `constrained` to them and `free`.
+        """
+        work, builder = self._work, self._tokens.titles
+        cfg, (n, width) = work.cfg.evaluate, candidates.shape
+        order = sampling.shown(users, width, work.cfg.seed, "test")
+        shown = np.take_along_axis(candidates, order, axis=1)
+        question = Question(shown, shown)
+        told = self._teacher.users(histories) if work.cfg.prompts.user_repr else None
+        prompts = builder.later(histories, question, told)
+        asked = builder.asked(question)
+        most = int(asked.max())
+        batches = loaders.encoding_batches(
+            *(prompts, cfg.batch, work.devices, cfg.shapes, work.mine), outs=most
+        )
+        with work.writer.progress(title, n, unit="prompts", compiles=True) as bar:
+            parts = batches, self._encoder, self.frozen, params, work.mesh
+            found = evaluate.encode(*parts, n, bar.update).reshape(n, most, 2)
+        ids, length = builder.tokens(shown)
+        each = np.zeros((*ids.shape, 2), np.float32)
+        real = np.arange(ids.shape[-1]) < length[..., None]
+        each[real] = found[np.arange(most) < asked[:, None]]
+        log_prob, first = each[..., 0], each[..., 1]
+        made = {
+            "score": choices.likelihood(log_prob, length),
+            "constrained": choices.constrained(ids, log_prob, length),
+            "free": choices.free(first, length),
+        }
+        back = np.argsort(order, axis=1)
+        return {name: np.take_along_axis(x, back, axis=1) for name, x in made.items()}
+
+    @property
+    def _read_stage(self) -> Stage:
+        return self._work.stage("titles", VECTORS)
+
+    def encode(self) -> None:
+        """What is thought of the test users' candidates, once."""
+        self._encode(self._read_stage, 0)
+        self._tokens.say_trimmed("the test set")
+
+    def encode_permuted(self) -> None:
+        """The same for histories in other orders, once for every permutation (E8)."""
+        for number in range(1, self._work.cfg.order.permutations + 1):
+            self._encode(self._permuted(number), number)
+
+    def _encode(self, stage: Stage, number: int) -> None:
+        if self._work.done(stage):
+            return
+        users, candidates = self._data.candidates("test")
+        title = f"order {number}" if number else "test"
+        histories = self._data.test_histories(number)
+        found = self._read(self._params, users, histories, candidates, title)
+
+        def store(stage: Stage) -> dict[str, Any]:
+            storage.write_arrays(stage.folder / FILE, **found)
+            return {}
+
+        self._work.once(stage, store)
+
+    def judged(self) -> Judged:
+        """Of the test users, as read."""
+        found = storage.read_arrays(self._read_stage.folder / FILE)
+        numbers = range(1, self._work.cfg.order.permutations + 1)
+        others = [storage.read_arrays(self._permuted(n).folder / FILE) for n in numbers]
+        target = np.zeros(len(found["score"]), np.int64)  # column 0 of candidates
+        valid = found["free"].any(axis=1)
+        free = choices.hits(found["free"], target)
+        answers = {
+            VALID: valid.astype(np.float64),
+            HIT_VALID: np.where(valid, free, np.nan),
+            HIT_CONSTRAINED: choices.hits(found["constrained"], target),
+        }
+        permuted = [Choices(other["score"]) for other in others]
+        return Judged(Choices(found["score"]), permuted, None, answers)

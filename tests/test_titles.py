@@ -1,0 +1,111 @@
+"""Title generation end to end, in miniature: train, read, judge, other orders, resume."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmsrec_jax import config, pipeline, rules
+from llmsrec_jax.presets import PRESETS
+from llmsrec_jax.writer import Writer
+from tests.systems import named, records, tiny
+
+TITLE = {
+    **PRESETS["tallrec"],
+    **PRESETS["title"],
+    "lora.dropout": 0.0,
+    "train.negatives": 4,
+    "evaluate.negatives": 10,
+    "order.permutations": 1,
+    "llm.dtype": "fp32",
+}
+LABEL = "tallrec, title generation"
+
+
+def settings(**changes: Any) -> config.Config:
+    return tiny({**TITLE, **{name.replace("__", "."): value for name, value in changes.items()}})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("titles")
+    pipeline.run(settings(), folder)
+    return folder
+
+
+def opened(folder: Path, **changes: Any) -> pipeline.Run:
+    return pipeline.Run(settings(**changes), folder, Writer(folder, silent=True))
+
+
+def test_what_is_said_of_a_run(folder, capsys):
+    """Candidates are ranked, nothing else is; what is written is told besides; another order changes the numbers."""
+    own = [row for row in records(folder) if row["model"] == LABEL]
+    assert {row["protocol"] for row in own} == {"sampled"}
+    found = {(row["condition"], row["metric"]): row for row in own if row["slice"] == "all"}
+    assert found["original", "hr@1"]["users"] == 40
+    assert {name for condition, name in found if condition == "original"} >= {
+        "valid@1",
+        "hr_constrained@1",
+    }
+    assert "change" in found["shuffled", "ndcg@10"]
+    others = {row["protocol"] for row in records(folder) if row["model"] == "teacher"}
+    assert others == {"sampled", "full", "user vectors"}
+    pipeline.run(settings(), folder)  # only shows
+    shown = capsys.readouterr().out
+    assert "one of the candidates, and what greedy decoding writes" in shown and LABEL in shown
+
+
+def test_only_lora_trains_and_it_learns(folder):
+    run = opened(folder)
+    before, after = named(run.llm._model[1]), named(run.llm._params)
+    assert {name.partition(".")[0] for name in after} == {"lora"}
+    assert all(np.any(before[name] != after[name]) for name in after)
+
+
+def test_scores_do_not_depend_on_the_batch(folder, tmp_path):
+    """Nor on how many shapes there are; an interrupted reading is done again."""
+    run, found = opened(folder), opened(folder).llm.judged().scores.scores
+    again = opened(folder, evaluate__batch=7, evaluate__shapes=3)
+    users, candidates = run.data.candidates("test")
+    histories = run.data.test_histories(0)
+    read = again.llm._read(again.llm._params, users, histories, candidates, "test")
+    np.testing.assert_allclose(read["score"], found, rtol=1e-4, atol=1e-3)
+    some = np.array([5, 3])
+    two = run.llm._read(
+        run.llm._params, users[some], histories.take(some), candidates[some], "test"
+    )
+    np.testing.assert_allclose(two["score"], found[some], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("words", ["llara", "collm", "a_llmrec"])
+def test_systems_are_rows(words, tmp_path, monkeypatch):
+    """Every baseline's words and `title` make a configuration that is legal, with a name of its own."""
+    cfg = config.preset(config.Config(), f"{words},title")
+    rules.validate(cfg)
+    from llmsrec_jax import results
+
+    assert results.label(cfg) == f"{words}, title generation"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"distill.weight": 1.0}, r"distill\.weight=1\.0: prompts\.task=title has no vectors"),
+        ({"uniformity.weight": 0.5}, r"uniformity\.weight=0\.5: prompts\.task=title"),
+        ({"lora.rank": 0}, "lora"),
+        ({"llm.item_store": "host"}, "item_store=host"),
+        ({"transfer.category": "All_Beauty"}, "transfer: prompts.task=title"),
+        ({"prompts.title_tokens": 0}, "prompts.title_tokens=0: must be at least 1"),
+        ({"prompts.task": "retrieval", "prompts.title_tokens": 9}, "is of title generation"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        rules.validate(tiny({**TITLE, **changes}))
+
+
+def test_titles_alone_and_a_frozen_backbone_train_nothing():
+    plain = {name: value for name, value in TITLE.items() if not name.startswith("lora.")}
+    with pytest.raises(ValueError, match="titles alone trains nothing: give a lora.rank"):
+        rules.validate(tiny({**plain, "prompts.item_repr": False}))
