@@ -422,6 +422,26 @@ def find(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
+def rows(experiment: Experiment, text: str) -> set[str]:
+    """Names of the rows that `NAME,NAME` names, in any case; '' = all. Some names have a comma in them.
+
+    Raises:
+      ValueError: there is no such row; names the closest one.
+    """
+    plain = lambda words: ",".join(word.strip().lower() for word in words.split(","))
+    known = {plain(row.name): row.name for row in experiment.rows}
+    left, found = plain(text).split(",") if text else [], set()
+    while left:
+        ends = (n for n in range(len(left), 0, -1) if ",".join(left[:n]) in known)
+        if not (end := next(ends, 0)):
+            hint = config.closest(left[0], list(known))
+            listed = "; ".join(known.values())
+            raise ValueError(f"there is no row {left[0]!r}{hint}; this experiment has: {listed}")
+        found.add(known[",".join(left[:end])])
+        left = left[end:]
+    return found or {*known.values()}
+
+
 def cell(cfg: config.Config, experiment: Experiment, row: Row, column: Column) -> config.Config:
     """The configuration of one cell."""
     return config.apply(cfg, {**experiment.changes, **column.changes, **row.changes})

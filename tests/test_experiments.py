@@ -104,3 +104,17 @@ def test_figures_show_what_tables_print_of_them():
 def test_a_typo_is_named():
     with pytest.raises(ValueError, match=r"no experiment 'tabel8' \(did you mean table8\?\)"):
         experiments.find("tabel8")
+
+
+def test_rows_by_name():
+    of = lambda name, text: experiments.rows(EXPERIMENTS[name], text)
+    assert of("table3", "") == {"SASRec", "TALLRec", "LLaRA", "CoLLM", "A-LLMRec", "LLM-SRec"}
+    assert of("table3", "sasrec,llm-SREC, SASRec") == {"SASRec", "LLM-SRec"}
+    assert of("fig7", "LLM-SRec") == {"LLM-SRec"}
+    commas = "llm-srec,llm-srec,llama-3.2-1b, LLM-SRec, llama-3.1-8b"
+    assert of("fig5", commas) == {"LLM-SRec", "LLM-SRec, llama-3.2-1b", "LLM-SRec, llama-3.1-8b"}
+    wrong = (
+        r"no row 'sasrek' \(did you mean sasrec\?\); this experiment has: SASRec; TALLRec; .*SRec"
+    )
+    with pytest.raises(ValueError, match=wrong):
+        of("table3", "LLM-SRec,SASRek")

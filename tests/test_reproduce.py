@@ -100,6 +100,22 @@ def test_what_is_finished_is_never_run_again(suite, tmp_path, monkeypatch, capsy
     assert "seeds 0, 1, ± sd over seeds" in said and "paper's value" not in said
 
 
+def test_rows_that_are_not_asked_for(suite, tmp_path, monkeypatch, capsys):
+    """They are not run, and the table says so; those that are finished stay in it."""
+    reproduce.run(tiny(), tmp_path / "new", "fig3", seeds=(0,), rows="sasrec")
+    told = load(tmp_path / "new", "fig3")
+    cells = {c["row"]: (c["status"], c["why"]) for c in told["cells"]}
+    assert cells["SASRec"] == ("done", "") and cells["TALLRec"] == ("missing", "left out")
+    assert cells["LLM-SRec"] == cells["A-LLMRec"] == ("not run", reproduce.LEFT_OUT)
+    said = capsys.readouterr().out
+    assert "1 of 3 runs to do" in said and f"not run: {reproduce.LEFT_OUT}" in said
+    folder = tmp_path / "copy"
+    shutil.copytree(suite, folder)
+    monkeypatch.setattr(pipeline, "perform", lambda *args: pytest.fail("done again"))
+    reproduce.run(tiny(), folder, "order_suite", seeds=(0, 1), rows="popularity")
+    assert load(folder, "order_suite") == load(suite, "order_suite")
+
+
 def test_experiments_share_what_is_trained(suite, tmp_path, monkeypatch):
     """Other cells of the same runs: ranked again, without permutations, and nothing is trained."""
     folder = tmp_path / "copy"
