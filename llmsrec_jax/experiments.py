@@ -444,4 +444,4 @@ def rows(experiment: Experiment, text: str) -> set[str]:
 
 def cell(cfg: config.Config, experiment: Experiment, row: Row, column: Column) -> config.Config:
     """The configuration of one cell."""
-    return config.apply(cfg, {**experiment.changes, **column.changes, **row.changes})
+    return config.switch(cfg, {**experiment.changes, **column.changes, **row.changes})

@@ -56,14 +56,14 @@ def _check() -> None:
 def _run(cfg: config.Config, workdir: Path) -> None:
     from llmsrec_jax import pipeline
 
-    print(config.render(cfg), flush=True)
+    print(command.render(cfg), flush=True)
     pipeline.run(cfg, workdir, _MODE.value, _JOIN.value)
 
 
 def _reproduce(cfg: config.Config, workdir: Path) -> None:
     from llmsrec_jax import reproduce
 
-    print(config.render(cfg), flush=True)
+    print(command.render(cfg), flush=True)
     seeds = [int(word) for word in _SEEDS.value or [cfg.seed]]
     what = _EXPERIMENT.value, seeds, _DRY.value, _JOIN.value, _ROWS.value
     reproduce.run(cfg, workdir, *what)

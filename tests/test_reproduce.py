@@ -157,6 +157,18 @@ def test_a_dry_run_names_every_run_and_what_is_missing(tmp_path, monkeypatch, ca
     assert "CTRL, RECFORMER" in text and "not part of this version" in text
 
 
+def test_rows_of_other_teachers_leave_settings_of_sasrec_behind(tmp_path, capsys):
+    """Which they do not read, and which therefore would be refused."""
+    settings = {"teacher.heads": 2, "teacher.negatives": 3}
+    reproduce.run(tiny(settings), tmp_path, "table6", seeds=(0,), dry_run=True)
+    assert "6 of 6 runs to do" in capsys.readouterr().out
+    one = reproduce.Experimenter("table6", tiny(settings), (0,), tmp_path, Writer(tmp_path))
+    teachers = {c.row.name: c.job.run.work.cfg.teacher for c in one.cells if c.job}
+    told = {name: (teacher.heads, teacher.negatives) for name, teacher in teachers.items()}
+    assert told.pop("LLM-SRec") == told.pop("SASRec") == told.pop("A-LLMRec") == (2, 3)
+    assert told == {"GRU4Rec": (1, 1), "BERT4Rec": (2, 1), "NextItNet": (1, 1)}
+
+
 def test_a_configuration_that_is_a_row_already(tmp_path, capsys):
     """Rows would take its settings along: TALLRec's LoRA under LLM-SRec's name, another teacher's layers under SASRec's."""
     with pytest.raises(ValueError, match="is one of them already: .* the settings of tallrec"):

@@ -69,7 +69,7 @@ def patient() -> Callable[[str], None]:
 
 def main(argv: list[str]) -> None:
     out = Path(_OUT.value or f"runs/benchmark-{command.folder_name()}")
-    print(config.render(command.CONFIG.value), flush=True)
+    print(command.render(command.CONFIG.value), flush=True)
     if "torch" in _VS.value:  # both live on one device: take memory as it is needed
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
