@@ -138,6 +138,11 @@ CHOICES = {
         "Users, items and titles that are made, as many and as long as those of the dataset; Scientific's where its sizes are not "
         "published; your own files as they are, with made titles",
     ),
+    "stages": Choice(
+        "Of which trainings is that an epoch (Table 9)?",
+        "Of every one after the teacher's, added up: CoLLM's LoRA on titles and then its projectors, A-LLMRec's stages 1 and 2. "
+        "The paper counts both of A-LLMRec's and does not say how it counts CoLLM's",
+    ),
     "lists": Choice(
         "Which lists are judged beyond accuracy?",
         "The ten best of the whole catalogue for every test user, items of the history left out",
@@ -284,9 +289,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Minutes per training epoch and per inference of all items and test users, on this machine",
         "Table 9",
         (*LLM4REC, LLM_SREC),
-        (Column("train, min/epoch", "train", ""), Column("inference, min", "inference", "")),
+        (
+            *(Column("train, min/epoch", "train", ""), Column("inference, min", "inference", "")),
+            Column("train, the part of earlier stages", "earlier", ""),
+        ),
         kind=SPEED,
-        choices=("made data",),
+        choices=("made data", "stages"),
     ),
     "table10": Experiment(
         "The data after preprocessing",

@@ -23,7 +23,8 @@ from absl import app, flags
 from llmsrec_jax import command, config
 
 DEFAULT_STAGES = ("peak", "data", "train", "users", "items", "teacher")
-STAGES = (*DEFAULT_STAGES, "growth")  # many programs: some minutes of compilation
+# of A-LLMRec alone; many programs: some minutes of compilation
+STAGES = (*DEFAULT_STAGES, "alignment", "growth")
 VS = ("padded", "torch")
 
 
