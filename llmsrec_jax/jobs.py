@@ -124,9 +124,8 @@ class Judged:
         """Of the records: both cosines are there, and order.vector says which one is looked at (Table 5)."""
         if column.metric not in (COSINE, OTHER):
             return column.metric
-        if (
-            COSINE_HIDDEN not in self.outcomes.models[row.model].alike
-        ):  # one vector is all that it has
+        alike = self.outcomes.models[row.model].alike
+        if COSINE_HIDDEN not in alike:  # one vector is all that it has
             return column.metric
         hidden = self.run.work.cfg.order.vector == "hidden"
         return COSINE_HIDDEN if hidden == (column.metric == COSINE) else COSINE
