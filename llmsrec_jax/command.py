@@ -2,9 +2,10 @@
 
 import re
 import sys
+import textwrap
 import traceback
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast, get_args, get_origin
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -41,7 +42,7 @@ def parse(argv: list[str], doc: str) -> list[str]:
     """Parses the command line of the program that `doc` describes; a mistake ends it with one line that says what to do."""
     if {"--help", "-help", "-h"} & set(argv):
         print(f"{doc}\nflags:\n{FLAGS.main_module_help()}\n\n--config.NAME=DEFAULT|OTHER:")
-        print(config.render(config.Config(), legal=True))
+        print(render(config.Config(), legal=True))
         sys.exit(0)
     given = re.search(r"^--?config[=\n]([^:\n]*)", "\n".join(argv), re.MULTILINE)
     file = given[1] if given else ""
@@ -71,6 +72,30 @@ def describe(error: BaseException, file: str) -> str:
         error = error.__context__
     plain = isinstance(error, flags.Error | ValueError | SyntaxError)
     return str(error) if plain else f"{file}: {type(error).__name__}: {error}"
+
+
+def render(cfg: config.Config, legal: bool = False) -> str:
+    """The whole tree for a person: one paragraph per section; with `legal`, what else a word may be."""
+    sections: dict[str, list[str]] = {}
+    for name, value, declared in config.flatten(cfg):
+        section, _, leaf = name.rpartition(".")
+        words = get_args(declared) if legal and get_origin(declared) is Literal else (value,)
+        shown = "|".join([str(value), *(str(word) for word in words if word != value)])
+        if isinstance(value, tuple):
+            shown = ",".join(map(str, value))
+        sections.setdefault(section, []).append(
+            f"{leaf}={shown!r}" if " " in shown else f"{leaf}={shown}"
+        )
+    return "\n".join(
+        textwrap.fill(
+            (f"{section}: " if section else "") + " ".join(settings),
+            width=100,
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for section, settings in sections.items()
+    )
 
 
 def folder_name() -> str:

@@ -9,12 +9,11 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
-from llmsrec_jax.presets import PRESETS
+from llmsrec_jax.presets import PRESETS, READ_BY
 
 
 @dataclass
@@ -293,9 +292,7 @@ class Slices:
 
     # of the test users, those with the highest t-scores: the Transition set
     transition_share: float = 0.5
-    item_share: float = (
-        0.35  # of the catalogue: its most popular items are warm, as many others cold
-    )
+    item_share: float = 0.35  # of the catalogue: its most popular are warm, as many others cold
     # of equal scores, or counts, at the line: a hash of the names says which counts as the higher one | the lower row of
     # the data does | none of them belongs to the set, which is then smaller
     ties: Literal["hash", "row", "out"] = "hash"
@@ -440,6 +437,22 @@ def apply(config: Config, changes: Mapping[str, Any]) -> Config:
     return config
 
 
+def unread(config: Config) -> dict[str, str]:
+    """{setting: the one whose value does not read it} (READ_BY)."""
+    found: dict[str, str] = {}
+    for name, (choice, values) in READ_BY.items():
+        if subset(config, [choice])[choice] not in values:
+            found |= dict.fromkeys(subset(config, [name]), choice)
+    return found
+
+
+def switch(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`apply`; what was said for another teacher, and the one that `changes` chooses does not read, is as usual again."""
+    changed, usual = apply(config, changes), {name: value for name, value, _ in flatten(Config())}
+    left = [name for name, choice in unread(changed).items() if choice in changes]
+    return apply(changed, {name: usual[name] for name in left if name not in changes})
+
+
 def preset(config: Config, words: str) -> Config:
     """A copy of `config` after the comma-separated words of PRESETS, left to right.
 
@@ -450,7 +463,7 @@ def preset(config: Config, words: str) -> Config:
         if word not in PRESETS:
             hint = closest(word, list(PRESETS))
             raise ValueError(f"unknown argument {word!r}: known are {', '.join(PRESETS)}{hint}")
-        config = apply(config, PRESETS[word])
+        config = switch(config, PRESETS[word])
     return config
 
 
@@ -479,27 +492,3 @@ def key(values: Mapping[str, Any]) -> str:
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain values."""
     return dataclasses.asdict(config)
-
-
-def render(config: Config, legal: bool = False) -> str:
-    """The whole tree for a person: one paragraph per section; with `legal`, what else a word may be."""
-    sections: dict[str, list[str]] = {}
-    for name, value, declared in flatten(config):
-        section, _, leaf = name.rpartition(".")
-        words = get_args(declared) if legal and get_origin(declared) is Literal else (value,)
-        shown = "|".join([str(value), *(str(word) for word in words if word != value)])
-        if isinstance(value, tuple):
-            shown = ",".join(map(str, value))
-        sections.setdefault(section, []).append(
-            f"{leaf}={shown!r}" if " " in shown else f"{leaf}={shown}"
-        )
-    return "\n".join(
-        textwrap.fill(
-            (f"{section}: " if section else "") + " ".join(settings),
-            width=100,
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for section, settings in sections.items()
-    )

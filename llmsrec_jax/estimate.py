@@ -9,9 +9,12 @@ import numpy as np
 from llmsrec_jax import config
 from llmsrec_jax.benchmark import made, stages
 from llmsrec_jax.benchmark.system import System
+from llmsrec_jax.benchmark.work import TRAINED
 from llmsrec_jax.keys import ALIGNMENT, DATA, PERMUTED, TEACHER, TEXTS, TRAIN, VECTORS
 from llmsrec_jax.llama import flops
-from llmsrec_jax.models import cf
+from llmsrec_jax.llama.config import LlamaConfig
+from llmsrec_jax.llama.lora import TARGETS
+from llmsrec_jax.models import allmrec, cf
 from llmsrec_jax.pipeline import Run
 from llmsrec_jax.stages.transfer import Transfer
 from llmsrec_jax.stages.work import Work
@@ -24,6 +27,9 @@ TITLE, AROUND = (
 OUTRO = 30
 # measured rates of whole prompts and of the teacher's windows, as shares of the matmul peak (BUILD_NOTES.md)
 LLM_SHARE, TEACHER_SHARE = 1.0, 0.03
+LIVE_SHARE = (
+    0.5  # of useful operations, which whole prompts are where LoRA trains: no shortcut is left
+)
 
 
 # {folder of a stage: operations that are left to do, as if all ran at the matmul rate}: runs share stages
@@ -89,11 +95,11 @@ def _teacher(work: Work, known: Sizes) -> Operations:
     teacher = work.cfg.teacher
     n = min(known.length, teacher.max_len)
     of_window = cf.operations(teacher, n, n, known.items)
-    return {stage.folder: 3 * of_window * known.users * teacher.epochs / TEACHER_SHARE}
+    return {stage.folder: TRAINED * of_window * known.users * teacher.epochs / TEACHER_SHARE}
 
 
 def _alignment(work: Work, known: Sizes) -> Operations:
-    """Titles to vectors, and both autoencoders of two items per user, there and back."""
+    """Titles to vectors, and stage 1."""
     cfg, found = work.cfg.alignment, {}
     if not cfg.trains:
         return found
@@ -103,8 +109,8 @@ def _alignment(work: Work, known: Sizes) -> Operations:
         weights = shape.layers * shape.d * (4 * shape.d + 2 * shape.ff)
         found[texts.folder] = 2 * weights * TITLE * known.items / LLM_SHARE
     if not stage.finished:
-        weights = 2 * cfg.middle * (work.cfg.teacher.d + shape.d)
-        found[stage.folder] = 3 * 2 * weights * 2 * known.users * cfg.epochs / TEACHER_SHARE
+        of_sample = allmrec.operations(work.cfg.teacher.d, shape.d, cfg.middle)
+        found[stage.folder] = TRAINED * of_sample * known.users * cfg.epochs / TEACHER_SHARE
     return found
 
 
@@ -113,8 +119,21 @@ def _encode(work: Work, known: Sizes, users: float, items: float, backward: bool
     cfg, shape = work.cfg.prompts, work.keys.backbone[0]
     shown = min(known.length, cfg.history_len)
     user = int(min(cfg.max_tokens, OUTRO + shown * (TITLE + AROUND)))
-    cost = lambda tokens: flops.whole(shape, np.array([tokens]), backward=backward)
-    return (users * cost(user) + items * cost(TITLE + AROUND)) / LLM_SHARE
+    live = backward and work.cfg.lora.trains  # no token is constant: there are no shortcuts
+
+    def cost(tokens: int) -> float:
+        whole = flops.whole(shape, np.array([tokens]), backward=backward)
+        return whole + _lora(work.cfg.lora, shape, tokens) * (TRAINED if backward else 1)
+
+    return (users * cost(user) + items * cost(TITLE + AROUND)) / (LIVE_SHARE if live else LLM_SHARE)
+
+
+def _lora(lora: config.Lora, shape: LlamaConfig, tokens: int) -> float:
+    """Of a prompt, forward; none where A and B are part of the weights."""
+    if not lora.trains:
+        return 0.0
+    names = [TARGETS[each] for each in lora.targets]
+    return flops.lora(shape, lora.rank, names, np.array([0]), np.array([tokens]))
 
 
 def _tested(work: Work, known: Sizes) -> int:

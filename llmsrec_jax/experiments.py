@@ -10,7 +10,7 @@ from typing import Any
 
 from llmsrec_jax import config
 from llmsrec_jax.presets import PRESETS
-from llmsrec_jax.schema import BEYOND, COSINE
+from llmsrec_jax.schema import BEYOND, COSINE, HIT_CONSTRAINED, HIT_VALID, VALID
 
 Changes = Mapping[str, Any]  # {dotted setting: value}
 RECORDS, TRANSFER, CARD, SPEED = (
@@ -138,6 +138,11 @@ CHOICES = {
         "Users, items and titles that are made, as many and as long as those of the dataset; Scientific's where its sizes are not "
         "published; your own files as they are, with made titles",
     ),
+    "stages": Choice(
+        "Of which trainings is that an epoch (Table 9)?",
+        "Of every one after the teacher's, added up: CoLLM's LoRA on titles and then its projectors, A-LLMRec's stages 1 and 2. "
+        "The paper counts both of A-LLMRec's and does not say how it counts CoLLM's",
+    ),
     "lists": Choice(
         "Which lists are judged beyond accuracy?",
         "The ten best of the whole catalogue for every test user, items of the history left out",
@@ -158,6 +163,12 @@ CHOICES = {
                 "none": "every item is unseen, even one that both catalogues have",
             }
         },
+    ),
+    "chosen title": Choice(
+        "Which title is chosen (Table 4, Fig. 1 (a))?",
+        "The one of the highest log-likelihood, the token that ends it included, among the target and 19 others that the prompt "
+        "lists in a random order; equal titles tie. Beside it: what greedy decoding writes, within the candidates' titles and "
+        "freely; a free answer is valid if it is, token by token, one of them",
     ),
     "targets": Choice(
         "What does auto-regressive training train on (Fig. 7)?",
@@ -186,6 +197,9 @@ def _absent(*names: str) -> tuple[Row, ...]:
 _LLM4REC = {"TALLRec": "tallrec", "LLaRA": "llara", "CoLLM": "collm", "A-LLMRec": "a_llmrec"}
 LLM4REC = tuple(Row(name, changes=PRESETS[word]) for name, word in _LLM4REC.items())
 FIVE = (SASREC, *LLM4REC, LLM_SREC)
+WRITERS = tuple(
+    Row(name, changes=PRESETS[word] | PRESETS["title"]) for name, word in _LLM4REC.items()
+)
 WITHOUT_BOTH = Row(
     "w/o distillation and uniformity",
     changes={"distill.weight": 0.0, "uniformity.weight": 0.0},
@@ -213,6 +227,13 @@ UNSEEN = tuple(
 )
 OWN = {"llm.tokenizer": "", "llm.revision": ""}  # of another backbone
 KS = ("ndcg@10", "ndcg@20", "hr@10", "hr@20")
+# what those who write titles are judged on, and SASRec beside them
+TWENTY = {name: value for name, value in PRESETS["title"].items() if name.startswith("evaluate.")}
+WRITING = (
+    Column("valid answers", VALID),
+    Column("HR@1 of valid answers", HIT_VALID),
+    Column("HR@1, constrained decoding", HIT_CONSTRAINED),
+)
 EVERY_K = {"evaluate.ks": (1, 5, 10, 20, 50)}
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -224,6 +245,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         compare=(("original", "shuffled training"),),
         figure="bars",
         choices=("shuffled training",),
+    ),
+    "table4": Experiment(
+        "Trained on original and on shuffled sequences, title generation among 20 candidates, HR@1",
+        "Table 4",
+        (SASREC, *WRITERS),
+        (
+            Column("original", "hr@1"),
+            Column("shuffled training", "hr@1", changes=SHUFFLED_TRAINING),
+            *WRITING,
+        ),
+        TWENTY,
+        compare=(("original", "shuffled training"),),
+        figure="bars",
+        choices=("shuffled training", "chosen title"),
     ),
     "table5": Experiment(
         "How alike user vectors stay when histories are shuffled",
@@ -284,9 +319,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Minutes per training epoch and per inference of all items and test users, on this machine",
         "Table 9",
         (*LLM4REC, LLM_SREC),
-        (Column("train, min/epoch", "train", ""), Column("inference, min", "inference", "")),
+        (
+            *(Column("train, min/epoch", "train", ""), Column("inference, min", "inference", "")),
+            Column("train, the part of earlier stages", "earlier", ""),
+        ),
         kind=SPEED,
-        choices=("made data",),
+        choices=("made data", "stages"),
     ),
     "table10": Experiment(
         "The data after preprocessing",
@@ -321,6 +359,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         compare=(("original", "shuffled histories"),),
         figure="scatter",
         choices=("shuffled histories",),
+    ),
+    "fig1a": Experiment(
+        "Tested on original and on shuffled histories, title generation among 20 candidates, HR@1",
+        "Figure 1 (a)",
+        (SASREC, *WRITERS),
+        (Column("original", "hr@1"), Column("shuffled histories", "hr@1", condition="shuffled")),
+        PERMUTED | TWENTY,
+        compare=(("original", "shuffled histories"),),
+        figure="scatter",
+        choices=("shuffled histories", "chosen title"),
     ),
     "fig3": Experiment(
         "Users whose histories have many and few known transitions, NDCG@10",
@@ -422,6 +470,26 @@ def find(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
+def rows(experiment: Experiment, text: str) -> set[str]:
+    """Names of the rows that `NAME,NAME` names, in any case; '' = all. Some names have a comma in them.
+
+    Raises:
+      ValueError: there is no such row; names the closest one.
+    """
+    plain = lambda words: ",".join(word.strip().lower() for word in words.split(","))
+    known = {plain(row.name): row.name for row in experiment.rows}
+    left, found = plain(text).split(",") if text else [], set()
+    while left:
+        ends = (n for n in range(len(left), 0, -1) if ",".join(left[:n]) in known)
+        if not (end := next(ends, 0)):
+            hint = config.closest(left[0], list(known))
+            listed = "; ".join(known.values())
+            raise ValueError(f"there is no row {left[0]!r}{hint}; this experiment has: {listed}")
+        found.add(known[",".join(left[:end])])
+        left = left[end:]
+    return found or {*known.values()}
+
+
 def cell(cfg: config.Config, experiment: Experiment, row: Row, column: Column) -> config.Config:
     """The configuration of one cell."""
-    return config.apply(cfg, {**experiment.changes, **column.changes, **row.changes})
+    return config.switch(cfg, {**experiment.changes, **column.changes, **row.changes})

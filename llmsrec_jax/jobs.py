@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -123,9 +124,8 @@ class Judged:
         """Of the records: both cosines are there, and order.vector says which one is looked at (Table 5)."""
         if column.metric not in (COSINE, OTHER):
             return column.metric
-        if (
-            COSINE_HIDDEN not in self.outcomes.models[row.model].alike
-        ):  # one vector is all that it has
+        alike = self.outcomes.models[row.model].alike
+        if COSINE_HIDDEN not in alike:  # one vector is all that it has
             return column.metric
         hidden = self.run.work.cfg.order.vector == "hidden"
         return COSINE_HIDDEN if hidden == (column.metric == COSINE) else COSINE
@@ -188,19 +188,29 @@ class Card:
 
 
 class Speed:
-    """The benchmark of this configuration."""
-
-    OPTIONS = measure.Options(("train", "users", "items"), (), repeats=3, steps=1)
+    """The benchmark of this configuration, and of the run that it asks for before (CoLLM's)."""
 
     def __init__(self, run: pipeline.Run, with_llm: bool):
         self.run, self.title = run, "benchmark"
-        key = config.key({**config.to_dict(run.work.cfg), "seed": 0})  # made data: any seed
-        self._folder = run.work.workdir / "benchmark" / key
+        cfg = run.work.cfg
+        stages = ("train", "users", "items", *["alignment"] * cfg.alignment.trains)
+        first = config.before(cfg)
+        self._parts = [(cfg, stages), *([] if first is None else [(first, ("train",))])]
+
+    def _folder(self, cfg: config.Config) -> Path:
+        key = config.key({**config.to_dict(cfg), "seed": 0})  # made data: any seed
+        return self.run.work.workdir / "benchmark" / key
+
+    def _results(self, cfg: config.Config) -> dict[str, Any]:
+        file = self._folder(cfg) / "benchmark.json"
+        return read_json(file) if file.exists() else {}
+
+    def _has(self, cfg: config.Config, stages: tuple[str, ...]) -> bool:
+        return set(stages) <= self._results(cfg).keys()
 
     @property
     def finished(self) -> bool:
-        file = self._folder / "benchmark.json"
-        return file.exists() and set(self.OPTIONS.stages) <= read_json(file).keys()
+        return all(self._has(*part) for part in self._parts)
 
     def operations(self) -> None:
         return None
@@ -208,16 +218,23 @@ class Speed:
     def do(self) -> None:
         if processes.several():
             raise ValueError("times are measured in one process: run this experiment alone")
-        measure.run(self.run.work.cfg, self._folder, self.OPTIONS, self.run.work.writer.say)
+        for cfg, stages in self._parts:
+            if not self._has(cfg, stages):
+                options = measure.Options(stages, (), repeats=3, steps=1)
+                measure.run(cfg, self._folder(cfg), options, self.run.work.writer.say)
 
     def find(self, row: Row, column: Column) -> Found | None:
-        results = read_json(self._folder / "benchmark.json")
-        median = lambda stage, name: results[stage][name]["median"]
-        minutes = {
-            "train": lambda: median("train", "minutes_per_epoch"),
-            "inference": lambda: median("users", "minutes") + median("items", "minutes"),
+        results, *before = [self._results(cfg) for cfg, _ in self._parts]
+        minutes = lambda of, stage, name: of[stage][name]["median"]
+        epochs = [(results, "alignment")] * self.run.work.cfg.alignment.trains
+        epochs += [(each, "train") for each in before]
+        earlier = sum(minutes(*epoch, "minutes_per_epoch") for epoch in epochs)
+        values = {
+            "train": earlier + minutes(results, "train", "minutes_per_epoch"),
+            "inference": sum(minutes(results, stage, "minutes") for stage in ("users", "items")),
+            "earlier": earlier,
         }
-        return Found(minutes[column.metric](), None, results["environment"]["sizes"]["users"])
+        return Found(float(values[column.metric]), None, results["environment"]["sizes"]["users"])
 
 
 KINDS: dict[str, Callable[[pipeline.Run, bool], Job]] = {

@@ -25,6 +25,9 @@ _EXPERIMENT = flags.DEFINE_string(
     "experiment", "", f"of --mode=reproduce: <{'|'.join(experiments.EXPERIMENTS)}>"
 )
 _SEEDS = flags.DEFINE_list("seeds", None, "of --mode=reproduce: N,N,..; default config.seed")
+_ROWS = flags.DEFINE_string(
+    "rows", "", "of --mode=reproduce: NAME,NAME,..: run only these rows of the table; default all"
+)
 _DRY = flags.DEFINE_bool("dry-run", False, "of --mode=reproduce: only say what would run")
 _FOLDERS = flags.DEFINE_list("folders", None, "of --mode=report: DIR,..; default --workdir")
 parse = partial(command.parse, doc=str(__doc__))
@@ -34,14 +37,14 @@ def _check() -> None:
     """Raises ValueError: flags that do not go together."""
     if _FOLDERS.present and _MODE.value != "report":
         raise ValueError("--folders needs --mode=report")
-    given = _EXPERIMENT.present or _SEEDS.present or _DRY.present
+    given = _EXPERIMENT.present or _SEEDS.present or _ROWS.present or _DRY.present
     if given and _MODE.value != "reproduce":
-        raise ValueError("--experiment, --seeds and --dry-run need --mode=reproduce")
+        raise ValueError("--experiment, --seeds, --rows and --dry-run need --mode=reproduce")
     if _MODE.value == "reproduce":
         if not _EXPERIMENT.value:
             known = ", ".join(experiments.EXPERIMENTS)
             raise ValueError(f"--mode=reproduce needs --experiment=NAME, one of {known}")
-        experiments.find(_EXPERIMENT.value)
+        experiments.rows(experiments.find(_EXPERIMENT.value), _ROWS.value)
         if len({*(_SEEDS.value or ())}) < len(_SEEDS.value or ()):
             raise ValueError(f"--seeds={','.join(_SEEDS.value or ())}: one of them stands twice")
         for word in _SEEDS.value or ():
@@ -53,16 +56,17 @@ def _check() -> None:
 def _run(cfg: config.Config, workdir: Path) -> None:
     from llmsrec_jax import pipeline
 
-    print(config.render(cfg), flush=True)
+    print(command.render(cfg), flush=True)
     pipeline.run(cfg, workdir, _MODE.value, _JOIN.value)
 
 
 def _reproduce(cfg: config.Config, workdir: Path) -> None:
     from llmsrec_jax import reproduce
 
-    print(config.render(cfg), flush=True)
+    print(command.render(cfg), flush=True)
     seeds = [int(word) for word in _SEEDS.value or [cfg.seed]]
-    reproduce.run(cfg, workdir, _EXPERIMENT.value, seeds, _DRY.value, _JOIN.value)
+    what = _EXPERIMENT.value, seeds, _DRY.value, _JOIN.value, _ROWS.value
+    reproduce.run(cfg, workdir, *what)
 
 
 def _report(cfg: config.Config, workdir: Path) -> None:

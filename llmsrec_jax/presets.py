@@ -1,9 +1,18 @@
-"""Settings that go together: what the words of `--config=FILE.py:WORD,WORD` mean; the later ones win.
+"""Settings that go together: which ones another one makes idle, and what the words of `--config=FILE.py:WORD,WORD` mean; the later ones win.
 
 Rows of one engine: the paper's systems, its backbones, other teachers (Tables 1, 2, 6).
 """
 
 from typing import Any
+
+# settings that only some values of another one read -> that one, and which values
+READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
+    "teacher.heads": ("teacher.model", ("sasrec", "bert4rec")),
+    "teacher.gru4rec": ("teacher.model", ("gru4rec",)),
+    "teacher.bert4rec": ("teacher.model", ("bert4rec",)),
+    "teacher.nextitnet": ("teacher.model", ("nextitnet",)),
+    "teacher.negatives": ("teacher.loss", ("bce", "sampled_ce")),
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},

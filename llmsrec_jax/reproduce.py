@@ -41,6 +41,7 @@ from llmsrec_jax.statistics import (
 from llmsrec_jax.writer import Writer, table
 
 DONE, MISSING, OPEN = "done", "missing", "not run"
+LEFT_OUT = "left out (--rows)"
 BINS = 40  # of a histogram
 
 
@@ -66,9 +67,17 @@ class Experimenter:
     """One experiment over one configuration."""
 
     def __init__(
-        self, name: str, cfg: config.Config, seeds: Sequence[int], workdir: Path, out: Writer
+        self,
+        name: str,
+        cfg: config.Config,
+        seeds: Sequence[int],
+        workdir: Path,
+        out: Writer,
+        rows: str = "",
     ):
+        """`rows`: those to run, as `experiments.rows` reads them; the others are told as far as they are finished."""
         self.name, self.experiment = name, experiments.find(name)
+        self._rows = experiments.rows(self.experiment, rows)
         if (system := results.label(cfg).partition(",")[0]) in results.SYSTEMS:
             raise ValueError(
                 f"experiments change LLM-SRec into the systems of their rows, and this configuration is one of them "
@@ -84,6 +93,9 @@ class Experimenter:
             for row in self.experiment.rows
             for column in self.experiment.columns
         ]
+        for job in self.jobs:
+            if not self._rows & {cell.row.name for cell in self._cells_of(job)}:
+                self._why[id(job)] = LEFT_OUT
 
     def _cell(self, row: Row, column: Column, seed: int) -> Cell:
         if row.missing:
@@ -115,7 +127,7 @@ class Experimenter:
 
     def plan(self) -> str:
         """What there is to do, for a person."""
-        todo = [job for job in self.jobs if not job.finished]
+        todo = [job for job in self.jobs if self._is_open(job)]
         # of several processes each has its own clock: no estimate
         flops_per_s = estimate.rate(self.cfg) if todo and not processes.several() else 0.0
         lines, known, unknown = [], 0.0, 0
@@ -125,12 +137,14 @@ class Experimenter:
             rows = dict.fromkeys(c.row.name for c in cells)
             columns = dict.fromkeys(c.column.name for c in cells)
             left = None
-            if flops_per_s and not job.finished and (parts := job.operations()) is not None:
+            if flops_per_s and job in todo and (parts := job.operations()) is not None:
                 left = sum(n for stage, n in parts.items() if stage not in counted) / flops_per_s
                 counted |= parts.keys()
                 known += left
-            unknown += left is None and not job.finished
-            state = "done" if job.finished else "unknown" if left is None else _minutes(left)
+            unknown += left is None and job in todo
+            state = "unknown" if left is None else _minutes(left)
+            if job not in todo:
+                state = "done" if job.finished else LEFT_OUT
             lines.append([str(cells[0].seed), state, ", ".join(rows), ", ".join(columns)])
         for why, names in self._reasons().items():
             lines.append(["-", "missing", ", ".join(names), why])
@@ -140,6 +154,9 @@ class Experimenter:
         if unknown:
             total += f", and {unknown} that cannot be estimated before the data are prepared (--mode=prepare) and the backbone is here"
         return f"{head}\n{shown}\n{len(todo)} of {len(self.jobs)} runs to do, {total}"
+
+    def _is_open(self, job: Job) -> bool:
+        return not job.finished and self._why.get(id(job)) != LEFT_OUT
 
     def _cells_of(self, job: Job) -> list[Cell]:
         return [cell for cell in self.cells if cell.job is job]
@@ -155,7 +172,7 @@ class Experimenter:
     def run(self) -> None:
         """Does what is not done, job by job; experiments/NAME.json is written after each."""
         for number, job in enumerate(self.jobs, start=1):
-            if processes.agree(job.finished):
+            if not processes.agree(self._is_open(job)):
                 continue
             cells = self._cells_of(job)
             names = ", ".join(dict.fromkeys(cell.row.name for cell in cells))
@@ -410,21 +427,22 @@ def run(
     seeds: Sequence[int],
     dry_run: bool = False,
     distributed: str = "off",
+    rows: str = "",
 ) -> None:
-    """Runs an experiment, or says what it would run.
+    """Runs an experiment, or the `rows` of it that are named, or says what it would run.
 
     Raises:
-      ValueError: no such experiment, or runs that cannot be compared.
+      ValueError: no such experiment or row, or runs that cannot be compared.
       train.Interrupted: SIGINT or SIGTERM; the same command goes on from there.
     """
-    experiments.find(experiment)
+    experiments.rows(experiments.find(experiment), rows)
     rules.validate(cfg)
     if dry_run:  # leaves no trace, and waits for no other run in the folder
         pipeline.join(distributed)
         out = Writer(workdir, silent=not processes.first())
-        out.say(Experimenter(experiment, cfg, seeds, workdir, out).plan())
+        out.say(Experimenter(experiment, cfg, seeds, workdir, out, rows).plan())
         return
     with pipeline.opened(cfg, workdir, distributed) as out:
-        one = Experimenter(experiment, cfg, seeds, workdir, out)
+        one = Experimenter(experiment, cfg, seeds, workdir, out, rows)
         out.say(one.plan())
         one.run()

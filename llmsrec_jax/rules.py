@@ -10,11 +10,11 @@ from llmsrec_jax.config import (
     Config,
     Data,
     Lora,
-    Teacher,
     Transfer,
     closest,
     flatten,
     typed,
+    unread,
 )
 
 # What a number may be; every number of the tree is in exactly one row (a test checks it).
@@ -103,7 +103,7 @@ def validate(config: Config) -> None:
     _check_lora(config)
     _check_alignment(config)
     _check_titles(config)
-    _check_teacher(config.teacher)
+    _check_teacher(config)
     llm, rounded = config.llm, config.llm.item_store_dtype != "auto"
     if llm.revision and llm.path.startswith("random:"):
         raise ValueError(f"llm.revision={llm.revision!r}: {llm.path} has no revisions")
@@ -148,7 +148,14 @@ def _check_transfer(transfer: Transfer) -> None:
             raise ValueError(f"transfer.{name}={value!r} alone names no dataset: {how}")
 
 
-def _check_teacher(teacher: Teacher) -> None:
+def _check_teacher(config: Config) -> None:
+    values, usual = ({name: value for name, value, _ in flatten(of)} for of in (config, Config()))
+    for name, choice in unread(config).items():
+        if values[name] != usual[name]:
+            raise ValueError(
+                f"{name}={values[name]}: {choice}={values[choice]} does not read it: leave it at {usual[name]}"
+            )
+    teacher = config.teacher
     if teacher.d % teacher.heads:
         raise ValueError(f"teacher.heads={teacher.heads}: must divide teacher.d={teacher.d}")
     dilations = teacher.nextitnet.dilations
@@ -189,19 +196,12 @@ def _check_alignment(config: Config) -> None:
 def _check_titles(config: Config) -> None:
     prompts, title = config.prompts, "prompts.task=title"
     if prompts.retrieves:
-        usual = type(prompts)().title_tokens
-        if prompts.title_tokens != usual:
-            raise ValueError(
-                f"prompts.title_tokens={prompts.title_tokens} is of title generation: set prompts.task=title"
-            )
         return
-    for name, weight in (
-        ("distill.weight", config.distill.weight),
-        ("uniformity.weight", config.uniformity.weight),
-    ):
+    weights = {"distill": config.distill.weight, "uniformity": config.uniformity.weight}
+    for name, weight in weights.items():
         if weight:
             raise ValueError(
-                f"{name}={weight}: {title} has no vectors to which that loss applies; use 0, or a system that generates "
+                f"{name}.weight={weight}: {title} has no vectors to which that loss applies; use 0, or a system that generates "
                 "titles, as tallrec,title"
             )
     if not (prompts.item_repr or prompts.user_repr or config.lora.trains):

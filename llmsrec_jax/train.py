@@ -43,10 +43,16 @@ def init_state(params: Any, lr: float, b2: float) -> State:
     return State(params, optimizer(b2).init(params), jnp.int32(0), jnp.float32(lr))
 
 
-def _apply(state: State, grads: Any, b2: float) -> State:
+def _descended(
+    share: Callable[[Any], Any], state: State, b2: float, axis: str | tuple[str, ...] | None
+) -> tuple[State, dict[str, jax.Array]]:
+    """The state one Adam step down, and the loss terms; `share`: of parameters, this device's (loss, terms), which `axis` sums."""
+    grads, terms = jax.grad(share, has_aux=True)(state.params)
+    if axis is not None:
+        grads, terms = jax.lax.psum((grads, terms), axis)
     updates, opt = optimizer(b2).update(grads, state.opt, state.params)
     params = jax.tree.map(lambda p, u: p - state.lr * u, state.params, updates)
-    return State(params, opt, state.step + 1, state.lr)
+    return State(params, opt, state.step + 1, state.lr), terms
 
 
 def _dropout_key(key: jax.Array, state: State, axis: str | tuple[str, ...] | None) -> jax.Array:
@@ -76,10 +82,7 @@ def llm_step(
             *(batch, frozen, cfg, axis, key),
         )
 
-    grads, terms = jax.grad(share, has_aux=True)(state.params)
-    if axis is not None:
-        grads, terms = jax.lax.psum((grads, terms), axis)
-    return _apply(state, grads, cfg.train.b2), terms
+    return _descended(share, state, cfg.train.b2, axis)
 
 
 def teacher_step(
@@ -95,12 +98,10 @@ def teacher_step(
     key = _dropout_key(frozen, state, axis)
 
     def share(params):
-        return cf.loss(nnx.merge(model, params), batch, cfg.teacher.loss, key, axis)
+        value = cf.loss(nnx.merge(model, params), batch, cfg.teacher.loss, key, axis)
+        return value, {"loss": value}
 
-    value, grads = jax.value_and_grad(share)(state.params)
-    if axis is not None:
-        value, grads = jax.lax.psum((value, grads), axis)
-    return _apply(state, grads, cfg.teacher.b2), {"loss": value}
+    return _descended(share, state, cfg.teacher.b2, axis)
 
 
 def align_step(
@@ -118,10 +119,7 @@ def align_step(
     def share(params):
         return allmrec.loss(nnx.merge(model, params), batch, frozen, **weights, axis=axis)
 
-    grads, terms = jax.grad(share, has_aux=True)(state.params)
-    if axis is not None:
-        grads, terms = jax.lax.psum((grads, terms), axis)
-    return _apply(state, grads, cfg.alignment.b2), terms
+    return _descended(share, state, cfg.alignment.b2, axis)
 
 
 def validation_steps(steps_per_epoch: int, epochs: int, per_epoch: int) -> list[int]:

@@ -245,7 +245,7 @@ def test_an_encoder_of_another_width_than_the_checkpoint(again, changes):
     with pytest.raises(
         ValueError, match=r"text.first.kernel.* is .*12, 6.*expected .*7, 6.*start this stage over"
     ):
-        run.llm.frozen  # noqa: B018
+        run.llm.frozen  # noqa: B018 (asking for it loads stage 1)
     shutil.rmtree(again / "alignment")
     with pytest.raises(
         ValueError, match="text encoder gives vectors of width 12, .* is of width 7"

@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 import runpy
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from llmsrec_jax import config, rules
 from llmsrec_jax.keys import TRAIN, Keys
-from llmsrec_jax.presets import PRESETS
+from llmsrec_jax.presets import PRESETS, READ_BY
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 AMAZON = {"electronics", "scientific", "movies", "cds"}
@@ -93,6 +94,19 @@ def test_apply_refuses(name, value, message):
         ({"train.metric": "recall@10"}, "must be hr@K, ndcg@K or mrr@K"),
         ({"train.metric": "hr@7"}, r"7 is not in evaluate.ks=\(1, 5, 10, 20\)"),
         ({"teacher.heads": 3}, "teacher.heads=3: must divide teacher.d=64"),
+        (
+            {"teacher.model": "gru4rec", "teacher.heads": 3},
+            "teacher.heads=3: teacher.model=gru4rec does not read it: leave it at 1",
+        ),
+        ({"teacher.gru4rec.hidden": 64}, "hidden=64: teacher.model=sasrec does not read it"),
+        (
+            {"teacher.model": "bert4rec", "teacher.nextitnet.dilations": (1, 2)},
+            r"dilations=\(1, 2\): teacher.model=bert4rec does not read it: leave it at \(1, 4\)",
+        ),
+        (
+            {"teacher.loss": "ce", "teacher.negatives": 2},
+            "teacher.negatives=2: teacher.loss=ce does not read it: leave it at 1",
+        ),
         ({"llm.path": ""}, "llm.path is empty"),
         ({"llm.revision": "main"}, "llm.revision='main': random:toy has no revisions"),
         ({"train.length_groups": 21}, "must be at most train.batch=20"),
@@ -188,6 +202,26 @@ def test_later_words_win():
     assert first.train.epochs == last.train.epochs == 1
 
 
+def test_another_teacher_forgets_what_it_does_not_read():
+    """What was said for the one before; what is said together with the choice stays, and is refused."""
+    base = {"teacher.heads": 4, "teacher.negatives": 2, "teacher.lr": 0.1}
+    given = config.apply(config.Config(), base)
+    gru4rec = config.switch(given, {"teacher.model": "gru4rec"}).teacher
+    assert (gru4rec.heads, gru4rec.negatives, gru4rec.lr) == (1, 2, 0.1)
+    assert config.switch(given, {"teacher.loss": "ce"}).teacher.negatives == 1
+    assert config.switch(given, {"teacher.d": 8}).teacher.heads == 4
+    both = {"teacher.model": "nextitnet", "teacher.heads": 4}
+    assert config.switch(given, both).teacher.heads == 4
+    rules.validate(config.preset(given, "bert4rec,gru4rec,nextitnet"))
+
+
+def test_what_is_read_by_a_choice():
+    """Words that the choice has, but not all of them."""
+    declared = {name: get_args(kind) for name, _, kind in config.flatten(config.Config())}
+    for name, (choice, values) in READ_BY.items():
+        assert {*values} < {*declared[choice]} and config.subset(config.Config(), [name])
+
+
 def test_an_unknown_word_is_refused():
     with pytest.raises(
         ValueError, match="unknown argument 'papr': known are default, .*mean paper"
@@ -236,14 +270,6 @@ def test_subset_refuses_a_name_of_nothing():
         config.subset(config.Config(), ("trian",))
 
 
-def test_render_shows_every_setting():
-    text = config.render(config.Config())
-    for name, value in leaves(config.Config()).items():
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        assert f"{name.rpartition('.')[2]}={shown}" in text or f"='{shown}'" in text
-    assert max(map(len, text.splitlines())) <= 100
-
-
 def test_every_section_is_a_dataclass_with_a_default():
     assert dataclasses.asdict(config.Config()) == config.to_dict(config.Config())
 
@@ -267,9 +293,3 @@ def test_config_files(path, arg):
 
 def test_the_paper_s_datasets_are_all_there():
     assert AMAZON | {"shop", "files"} <= {path.stem for path in CONFIGS}
-
-
-def test_render_shows_legal_words():
-    text = config.render(config.Config(), legal=True)
-    assert "ties=random|file|item" in text and "ties=random " in config.render(config.Config())
-    assert "ks=1,5,10,20" in text and "time_unit=ms|s|us|iso" in text

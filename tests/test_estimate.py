@@ -1,8 +1,10 @@
 """Estimates before a run: they grow with what there is to do, and vanish with what is done."""
 
+import numpy as np
 import pytest
 
 from llmsrec_jax import config, estimate, pipeline
+from llmsrec_jax.llama import flops
 from llmsrec_jax.writer import Writer
 from tests.systems import tiny
 from tests.text import folders
@@ -46,6 +48,32 @@ def test_stage_1_of_a_llmrec_by_hand(tmp_path):
     trained = 3 * 2 * 2 * 6 * (8 + 12) * 2 * 80 * 3 / estimate.TEACHER_SHARE
     assert (named["texts"], named["alignment"]) == (titles, pytest.approx(trained))
     assert {"texts", "alignment"} & {folder.parent.name for folder in plain(tmp_path)} == set()
+
+
+def trained(folder, changes) -> list[float]:
+    """Operations of every training of the LLM's."""
+    cfg = pipeline.settled(tiny({**changes, "train.validations_per_epoch": 1}))
+    found = estimate.operations(pipeline.Run(cfg, folder, Writer(folder)), True) or {}
+    return [n for folder, n in found.items() if folder.parent.name == "checkpoints"]
+
+
+def test_lora_trains_through_every_token(tmp_path):
+    """No shortcut is left, and what its products cost comes on top; CoLLM's first run is TALLRec's, its second one has none."""
+    none, titles = {"prompts.user_repr": True}, {"prompts.item_repr": False}
+    lora = {"lora.rank": 2, "lora.targets": ("q_proj",)}
+    (frozen,), (tallrec,) = trained(tmp_path, none), trained(tmp_path, titles | lora)
+    assert trained(tmp_path, none | lora | {"lora.first": True}) == [tallrec, frozen]
+    shape = pipeline.Run(tiny(), tmp_path, Writer(tmp_path)).work.keys.backbone[0]
+
+    def cost(tokens: int, times: int) -> float:
+        n, none = np.array([tokens]), np.array([0])
+        whole = flops.whole(shape, n, backward=times > 1)
+        return whole + times * flops.lora(shape, 2, ["q"], none, n)
+
+    user, item = 30 + 3 * 45, 45  # tokens: three items are shown
+    steps = 80 * (cost(user, 3) + 2 * cost(item, 3)) / estimate.LIVE_SHARE
+    assert tallrec == pytest.approx(steps + 20 * cost(user, 1) + 144 * cost(item, 1))
+    assert tallrec > 1.5 * frozen
 
 
 def plain(folder) -> estimate.Operations:

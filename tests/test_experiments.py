@@ -9,7 +9,7 @@ from llmsrec_jax.experiments import EXPERIMENTS
 from llmsrec_jax.stages import unseen_items
 
 WANTED = (
-    "table3 table5 table6 table7 table8 table9 table10 table11 table12 fig1 fig3 fig4 fig5 fig6 fig7 "
+    "table3 table4 table5 table6 table7 table8 table9 table10 table11 table12 fig1a fig1 fig3 fig4 fig5 fig6 fig7 "
     "full_ranking beyond_accuracy order_suite"
 )
 
@@ -104,3 +104,17 @@ def test_figures_show_what_tables_print_of_them():
 def test_a_typo_is_named():
     with pytest.raises(ValueError, match=r"no experiment 'tabel8' \(did you mean table8\?\)"):
         experiments.find("tabel8")
+
+
+def test_rows_by_name():
+    of = lambda name, text: experiments.rows(EXPERIMENTS[name], text)
+    assert of("table3", "") == {"SASRec", "TALLRec", "LLaRA", "CoLLM", "A-LLMRec", "LLM-SRec"}
+    assert of("table3", "sasrec,llm-SREC, SASRec") == {"SASRec", "LLM-SRec"}
+    assert of("fig7", "LLM-SRec") == {"LLM-SRec"}
+    commas = "llm-srec,llm-srec,llama-3.2-1b, LLM-SRec, llama-3.1-8b"
+    assert of("fig5", commas) == {"LLM-SRec", "LLM-SRec, llama-3.2-1b", "LLM-SRec, llama-3.1-8b"}
+    wrong = (
+        r"no row 'sasrek' \(did you mean sasrec\?\); this experiment has: SASRec; TALLRec; .*SRec"
+    )
+    with pytest.raises(ValueError, match=wrong):
+        of("table3", "LLM-SRec,SASRek")

@@ -73,7 +73,11 @@ FILES = {
             [f"--config={SHOP}", "--mode=reproduce", "--experiment=table8", "--seeds=0,1,0"],
             "--seeds=0,1,0: one of them stands twice",
         ),
-        ([f"--config={SHOP}", "--dry-run"], "--seeds and --dry-run need --mode=reproduce"),
+        (
+            [f"--config={SHOP}", "--mode=reproduce", "--experiment=table8", "--rows=LLM-SREK"],
+            "there is no row 'llm-srek' (did you mean llm-srec?); this experiment has: ",
+        ),
+        ([f"--config={SHOP}", "--dry-run"], "--rows and --dry-run need --mode=reproduce"),
         ([f"--config={SHOP}", "--config.data.ties=fil"], "data.ties='fil': must be one of random"),
         ([f"--config={SHOP}", "--config.evaluate.ks=1,5"], "10 is not in evaluate.ks=(1, 5)"),
         (

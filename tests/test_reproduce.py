@@ -100,6 +100,22 @@ def test_what_is_finished_is_never_run_again(suite, tmp_path, monkeypatch, capsy
     assert "seeds 0, 1, ± sd over seeds" in said and "paper's value" not in said
 
 
+def test_rows_that_are_not_asked_for(suite, tmp_path, monkeypatch, capsys):
+    """They are not run, and the table says so; those that are finished stay in it."""
+    reproduce.run(tiny(), tmp_path / "new", "fig3", seeds=(0,), rows="sasrec")
+    told = load(tmp_path / "new", "fig3")
+    cells = {c["row"]: (c["status"], c["why"]) for c in told["cells"]}
+    assert cells["SASRec"] == ("done", "") and cells["TALLRec"] == ("missing", "left out")
+    assert cells["LLM-SRec"] == cells["A-LLMRec"] == ("not run", reproduce.LEFT_OUT)
+    said = capsys.readouterr().out
+    assert "1 of 3 runs to do" in said and f"not run: {reproduce.LEFT_OUT}" in said
+    folder = tmp_path / "copy"
+    shutil.copytree(suite, folder)
+    monkeypatch.setattr(pipeline, "perform", lambda *args: pytest.fail("done again"))
+    reproduce.run(tiny(), folder, "order_suite", seeds=(0, 1), rows="popularity")
+    assert load(folder, "order_suite") == load(suite, "order_suite")
+
+
 def test_experiments_share_what_is_trained(suite, tmp_path, monkeypatch):
     """Other cells of the same runs: ranked again, without permutations, and nothing is trained."""
     folder = tmp_path / "copy"
@@ -139,6 +155,18 @@ def test_a_dry_run_names_every_run_and_what_is_missing(tmp_path, monkeypatch, ca
     text = capsys.readouterr().out
     assert "6 of 6 runs to do, at most 0:00:0" in text and "and 1 that cannot be" in text
     assert "CTRL, RECFORMER" in text and "not part of this version" in text
+
+
+def test_rows_of_other_teachers_leave_settings_of_sasrec_behind(tmp_path, capsys):
+    """Which they do not read, and which therefore would be refused."""
+    settings = {"teacher.heads": 2, "teacher.negatives": 3}
+    reproduce.run(tiny(settings), tmp_path, "table6", seeds=(0,), dry_run=True)
+    assert "6 of 6 runs to do" in capsys.readouterr().out
+    one = reproduce.Experimenter("table6", tiny(settings), (0,), tmp_path, Writer(tmp_path))
+    teachers = {c.row.name: c.job.run.work.cfg.teacher for c in one.cells if c.job}
+    told = {name: (teacher.heads, teacher.negatives) for name, teacher in teachers.items()}
+    assert told.pop("LLM-SRec") == told.pop("SASRec") == told.pop("A-LLMRec") == (2, 3)
+    assert told == {"GRU4Rec": (1, 1), "BERT4Rec": (2, 1), "NextItNet": (1, 1)}
 
 
 def test_a_configuration_that_is_a_row_already(tmp_path, capsys):

@@ -23,7 +23,8 @@ from absl import app, flags
 from llmsrec_jax import command, config
 
 DEFAULT_STAGES = ("peak", "data", "train", "users", "items", "teacher")
-STAGES = (*DEFAULT_STAGES, "growth")  # many programs: some minutes of compilation
+# of A-LLMRec alone; many programs: some minutes of compilation
+STAGES = (*DEFAULT_STAGES, "alignment", "growth")
 VS = ("padded", "torch")
 
 
@@ -69,7 +70,7 @@ def patient() -> Callable[[str], None]:
 
 def main(argv: list[str]) -> None:
     out = Path(_OUT.value or f"runs/benchmark-{command.folder_name()}")
-    print(config.render(command.CONFIG.value), flush=True)
+    print(command.render(command.CONFIG.value), flush=True)
     if "torch" in _VS.value:  # both live on one device: take memory as it is needed
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from llmsrec_jax import config, memory_plan, parallel, rules
-from llmsrec_jax.benchmark import growth, report, stages, table9, timing
+from llmsrec_jax.benchmark import alignment, growth, report, stages, table9, timing
 from llmsrec_jax.benchmark.stages import Bench
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.checkpoint import write_json
+from llmsrec_jax.text import config as text
 
 PACKAGES = ("llmsrec_jax", "jax", "jaxlib", "flax", "numpy", "torch", "transformers")
 
@@ -37,6 +38,7 @@ STAGES: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "users": partial(stages.encode, kind="users"),
     "items": partial(stages.encode, kind="items"),
     "teacher": stages.teacher,
+    "alignment": alignment.alignment,
     "growth": growth.growth,
 }
 
@@ -73,6 +75,10 @@ def run(
         raise ValueError("--vs compares on one device: add --config.mesh.devices=1")
     if "torch" in options.vs and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         raise ValueError("--vs=torch needs PyTorch and transformers: pip install -e '.[torch]'")
+    if "alignment" in options.stages:
+        if not cfg.alignment.trains:
+            raise ValueError("--stages=alignment is A-LLMRec's stage 1: name alignment.text")
+        text.locate(cfg.alignment.text)  # before the long work
     system = System.of(cfg)
     plan = memory_plan.choose(system.job, system.mesh)
     if "train" in options.stages:

@@ -13,6 +13,7 @@ TITLES = {
     "users": "inference, all evaluated users",
     "items": "inference, all items",
     "teacher": "teacher, an epoch",
+    "alignment": "A-LLMRec's stage 1, an epoch",
 }
 
 GROWTH_AXES = {
@@ -153,6 +154,9 @@ def _table9(results: Mapping[str, Any]) -> list[str]:
         "Our rows are projected: the useful operations of each dataset (its users, items and interactions as in Table 10, "
         f"lengths of real titles; inference: all items and {table9.INFERRED_USERS:,} users) over the rates measured above."
     )
+    given = results["config"]
+    if given["lora"]["first"] or given["alignment"]["text"]:
+        note += " What trains before, CoLLM's LoRA or A-LLMRec's stage 1, is no part of them."
     return [*_table(columns, rows), "", note]
 
 

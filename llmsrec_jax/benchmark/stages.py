@@ -187,7 +187,8 @@ def epoch_jobs(stepper: Stepper, epoch: Epoch) -> dict[Any, Callable[[], Any]]:
     return {key: lambda b=batch: stepper(b) for key, batch in epoch.examples.items()}
 
 
-def _epoch_stage(bench: Bench, stepper: Stepper, epoch: Epoch, total: work.Work) -> dict[str, Any]:
+def epoch_stage(bench: Bench, stepper: Stepper, epoch: Epoch, total: work.Work) -> dict[str, Any]:
+    """What an epoch takes; `total` is its work."""
     taken = timing.rounds(epoch_jobs(stepper, epoch), bench.repeats)
     result = _stage(stepper.programs, timing.total(taken, epoch.counts))
     seconds = result["seconds"]
@@ -201,7 +202,7 @@ def train(bench: Bench) -> dict[str, Any]:
     """LLM-SRec's training step, forward, backward and Adam, over an epoch's mix of shapes."""
     system = bench.system
     stepper = Stepper(system.step(), system.frozen, system.state(), system.put)
-    result = _epoch_stage(bench, stepper, bench.epoch, bench.work_of_epoch)
+    result = epoch_stage(bench, stepper, bench.epoch, bench.work_of_epoch)
     shapes = {bench.batches.shape(step) for step in range(bench.epoch.sampled)}
     cfg = system.cfg
     needs = [system.job.needs(cfg.train.parts, cfg.llm.item_store, shape) for shape in shapes]
@@ -225,7 +226,7 @@ def teacher(bench: Bench) -> dict[str, Any]:
     batches, epoch, stepper = teacher_parts(bench)
     cfg, items = bench.system.cfg.teacher, bench.system.made.dataset.catalog.size - 1
     total = epoch.total(lambda step: work.windows(cfg, items, batches(step)))
-    result = _epoch_stage(bench, stepper, epoch, total)
+    result = epoch_stage(bench, stepper, epoch, total)
     loading = Spread.of(epoch.build).scaled(epoch.steps / MINUTE)
     return result | {"loading_minutes_per_epoch": loading}
 

@@ -91,18 +91,18 @@ class System:
     @cached_property
     def cf_items(self) -> np.ndarray:
         """float32 [I, item_width]: what stands for items in prompts."""
-        return self._normal(self.made.dataset.catalog.size, self.cfg.item_width)
+        return self.normal(self.made.dataset.catalog.size, self.cfg.item_width)
 
     @cached_property
     def cf_users(self) -> np.ndarray:
         """float32 [n, E]: the teacher's vectors of the samples' inputs."""
-        return self._normal(len(self.samples))
+        return self.normal(len(self.samples))
 
     def told(self, users: int) -> np.ndarray | None:
         """float32 [users, E]: the teacher's vectors, where prompts open with them."""
-        return self._normal(users) if self.cfg.prompts.user_repr else None
+        return self.normal(users) if self.cfg.prompts.user_repr else None
 
-    def _normal(self, rows: int, width: int | None = None) -> np.ndarray:
+    def normal(self, rows: int, width: int | None = None) -> np.ndarray:
         """Of the teacher's width, or another one."""
         rng = np.random.default_rng([self.cfg.seed, rows])
         return rng.standard_normal((rows, width or self.cfg.teacher.d), np.float32)

@@ -12,7 +12,7 @@ from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.llama import flops
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.lora import TARGETS
-from llmsrec_jax.models import cf
+from llmsrec_jax.models import allmrec, cf
 from llmsrec_jax.prompts.prompts import Prompts
 from llmsrec_jax.prompts.trunks import in_training
 
@@ -113,6 +113,13 @@ def windows(cfg: config.Teacher, items: int, batches: tuple[SequenceBatch, ...])
     asked = np.concatenate([count(group.positive) for group in batches])
     total, columns = TRAINED * cf.operations(cfg, n, asked, items), float(n.sum())
     return Work(len(n), columns, columns, total, total)
+
+
+def aligned(cfg: config.Config, text: int, samples: int) -> Work:
+    """A training step of A-LLMRec's stage 1, with text vectors of that width; it reads no tokens."""
+    of_sample = allmrec.operations(cfg.teacher.d, text, cfg.alignment.middle)
+    total = float(TRAINED * of_sample * samples)
+    return Work(samples, flops=total, whole=total)
 
 
 def rates(work: Work, seconds: Any, peak: float) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class Alignment(nnx.Module):
         self.text = Autoencoder(d_text, middle, rngs)
 
 
+def operations(d_cf: int, d_text: int, middle: int) -> int:
+    """Of the forward pass of a sample: both autoencoders, there and back, of two items."""
+    return 2 * 2 * 2 * middle * (d_cf + d_text)
+
+
 class Frozen(NamedTuple):
     """What never trains and is never saved."""
 

@@ -17,9 +17,9 @@ from llmsrec_jax.batch import HIDDEN
 from llmsrec_jax.models.sequence import (
     MASKED,
     dropout,
-    features,
     flat,
     keys,
+    last_features,
     norm,
     slots,
     unflat,
@@ -103,4 +103,4 @@ class BERT4Rec(nnx.Module):
         """The features of a hidden item after the last one; of a full window the oldest item makes room."""
         hidden_B1 = jnp.full((len(history), 1), HIDDEN, history.dtype)
         asked_BT = jnp.concatenate([history, hidden_B1], axis=1)
-        return features(self, asked_BT[:, -len(self.position_embedding[...]) :])[:, -1]
+        return last_features(self, asked_BT[:, -len(self.position_embedding[...]) :])

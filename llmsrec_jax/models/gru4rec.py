@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from llmsrec_jax import config
-from llmsrec_jax.models.heads import torch_bias
-from llmsrec_jax.models.sequence import dropout, features, flat, keys, normal, unflat
+from llmsrec_jax.models.heads import linear
+from llmsrec_jax.models.sequence import dropout, flat, keys, last_features, normal, unflat
 
 
 class Layer(nnx.Module):
@@ -57,10 +57,7 @@ class GRU4Rec(nnx.Module):
         self.item_embedding = nnx.Param(table)
         widths = [E, *[H] * (cfg.blocks - 1)]
         self.layers = nnx.List([Layer(width, H, rngs) for width in widths])
-        xavier = nnx.initializers.glorot_normal()
-        self.out = nnx.Linear(
-            *(H, E), kernel_init=xavier, bias_init=torch_bias(H), precision="highest", rngs=rngs
-        )
+        self.out = linear(H, E, rngs)
         self.dropout = cfg.dropout
 
     def encode(
@@ -73,6 +70,4 @@ class GRU4Rec(nnx.Module):
             x_NE = layer(x_NE, histories)
         return self.out(x_NE)
 
-    def user_repr(self, history: Int[Array, "B T"]) -> Float[Array, "B E"]:
-        """The features of the last column."""
-        return features(self, history)[:, -1]
+    user_repr = last_features

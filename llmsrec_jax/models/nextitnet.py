@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from llmsrec_jax import config
-from llmsrec_jax.models.heads import torch_bias
-from llmsrec_jax.models.sequence import dropout, features, flat, keys, norm, normal, unflat
+from llmsrec_jax.models.heads import linear
+from llmsrec_jax.models.sequence import dropout, flat, keys, last_features, norm, normal, unflat
 
 EPSILON = 1e-8  # of the norms
 
@@ -67,10 +67,7 @@ class NextItNet(nnx.Module):
         self.item_embedding = nnx.Param(normal(items, E)(rngs.params(), (items, E)))
         dilations = cfg.nextitnet.dilations * cfg.blocks
         self.blocks = nnx.List([Block(E, kernel, dilation, rngs) for dilation in dilations])
-        xavier = nnx.initializers.glorot_normal()
-        self.out = nnx.Linear(
-            *(E, E), kernel_init=xavier, bias_init=torch_bias(E), precision="highest", rngs=rngs
-        )
+        self.out = linear(E, E, rngs)
         self.dropout = cfg.dropout
 
     def encode(
@@ -84,6 +81,4 @@ class NextItNet(nnx.Module):
             x_NE = block(x_NE, live_N1, shapes)
         return self.out(x_NE)
 
-    def user_repr(self, history: Int[Array, "B T"]) -> Float[Array, "B E"]:
-        """The features of the last column."""
-        return features(self, history)[:, -1]
+    user_repr = last_features

@@ -21,9 +21,9 @@ from llmsrec_jax.models.heads import torch_bias
 from llmsrec_jax.models.sequence import (
     MASKED,
     dropout,
-    features,
     flat,
     keys,
+    last_features,
     norm,
     normal,
     slots,
@@ -128,6 +128,4 @@ class SASRec(nnx.Module):
             x_NE = jnp.where(live_N1, block(x_NE, biases, block_key), 0.0)
         return self.norm(x_NE)
 
-    def user_repr(self, history: Int[Array, "B T"]) -> Float[Array, "B E"]:
-        """O_u: the features of the last column."""
-        return features(self, history)[:, -1]
+    user_repr = last_features

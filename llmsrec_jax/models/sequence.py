@@ -85,3 +85,8 @@ def features(model: CFSRec, history: Int[Array, "B T"]) -> Float[Array, "B T E"]
     """Of every column, without dropout; 0 = pad. Raises as the model's `encode`."""
     items_NE = embedded(model.item_embedding[...], history.reshape(-1))
     return model.encode(items_NE, [history]).reshape(*history.shape, -1)
+
+
+def last_features(model: CFSRec, history: Int[Array, "B T"]) -> Float[Array, "B E"]:
+    """`user_repr` of a model whose columns each say what comes next: the features of the last one. Raises as `features`."""
+    return features(model, history)[:, -1]

@@ -5,20 +5,19 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from llmsrec_jax import evaluate, results
+from llmsrec_jax import evaluate, results, schema
 from llmsrec_jax.data import shop
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.neighbours import Neighbours
 from llmsrec_jax.evaluate import Scores, Vectors
 from llmsrec_jax.keys import DATA, JUDGED, TEACHER, TRAIN
-from llmsrec_jax.schema import BOUND, FLOORS_AND_BOUND, POPULARITY, SKNN, V_SKNN
-from llmsrec_jax.schema import TEACHER as TEACHER_NAME
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.reader import Reader
 from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.work import Work
 
-NEIGHBOURS = {SKNN: False, V_SKNN: True}  # name -> whether what was bought last weighs more
+# name -> whether what was bought last weighs more
+NEIGHBOURS = {schema.SKNN: False, schema.V_SKNN: True}
 
 
 class Model(NamedTuple):
@@ -64,7 +63,7 @@ class Trained:
 
     @property
     def names(self) -> dict[str, str]:
-        others = {name: name for name in FLOORS_AND_BOUND}
+        others = {name: name for name in schema.FLOORS_AND_BOUND}
         return others | results.names(self._work.cfg)
 
     def models(self) -> dict[str, Model]:
@@ -73,18 +72,18 @@ class Trained:
         orders = [self._data.test_histories(n) for n in range(cfg.order.permutations + 1)]
         popular, here = evaluate.popularity(dataset, users), dataset.name
         models = {
-            POPULARITY: Model(here, keys(DATA), popular, [popular] * cfg.order.permutations),
+            schema.POPULARITY: Model(here, keys(DATA), popular, [popular] * cfg.order.permutations),
             **{name: self._neighbours(orders, users, name) for name in self._asked},
         }
         items = self._teacher.items
         first, *others = [Vectors(self._teacher.users(each), items) for each in orders]
-        models[TEACHER_NAME] = Model(here, keys(TEACHER), first, others)
+        models[schema.TEACHER] = Model(here, keys(TEACHER), first, others)
         if self._llm is not None:
             models["llm_srec"] = Model(here, keys(TRAIN), *self._llm.judged())
         if cfg.data.source == "shop":
             made = shop.generate(cfg.data.shop, cfg.seed)
             best = Vectors(*made.bayes(dataset, users, "test"))
-            models[BOUND] = Model(here, keys(DATA), best, [])
+            models[schema.BOUND] = Model(here, keys(DATA), best, [])
         return models
 
     @property

@@ -171,14 +171,14 @@ def _optional(file: Path) -> dict[str, Any]:
 
 
 def _mode(file: Path) -> Pooled:
-    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    flags: dict[str, Pooled] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     raw = _optional(file)
     said = [name for name, value in raw.items() if name.startswith("pooling_mode") and value]
     match said:
         case []:
             return "mean"
         case [name] if name in flags:
-            return "mean" if flags[name] == "mean" else "cls"
+            return flags[name]
         case ["pooling_mode"] if raw["pooling_mode"] in ("mean", "cls"):
             return raw["pooling_mode"]
     raise ValueError(

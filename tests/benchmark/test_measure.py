@@ -48,8 +48,9 @@ def test_a_run_measures_everything_on_the_fast_path(tmp_path):
     imported = result.stdout.rpartition("IMPORTED")[2].split()
     assert "flax" in imported and not HEAVY & set(imported)
     found = json.loads((tmp_path / "benchmark.json").read_text())
-    assert {"environment", "config", "peak", "data", *report.TITLES, "table9"} <= set(found)
-    for stage in report.TITLES:
+    titles = {name: title for name, title in report.TITLES.items() if name != "alignment"}
+    assert {"environment", "config", "peak", "data", *titles, "table9"} <= set(found)
+    for stage in titles:
         assert FIELDS <= set(found[stage]), stage
         assert 0 < found[stage]["seconds"]["min"] <= found[stage]["seconds"]["max"]
         assert 0 < found[stage]["share_of_peak"] < 1
@@ -63,7 +64,7 @@ def test_a_run_measures_everything_on_the_fast_path(tmp_path):
     assert "memory per device: " in result.stdout and "estimated beforehand" in shown
     assert found["store"]["bytes"] > 0 and found["store"]["wall"] > 0
     assert "Item prefixes kept (llm.item_store=hbm): " in shown
-    for word in (*report.TITLES.values(), "paper, LLM-SRec, A6000 | 186 | 34.2", "Matmul peak"):
+    for word in (*titles.values(), "paper, LLM-SRec, A6000 | 186 | 34.2", "Matmul peak"):
         assert word in shown
 
 
@@ -108,6 +109,14 @@ def test_prompts_that_the_other_side_does_not_know_are_refused(tmp_path):
     cfg = config.apply(small(), {"prompts.user_repr": True})
     with pytest.raises(ValueError, match="leave out prompts.user_repr"):
         measure.run(cfg, tmp_path, Options(("peak",), ("torch",), 1, 1))
+
+
+def test_stage_1_where_there_is_none_is_refused(tmp_path):
+    """Or where its text encoder is not here: before anything else is measured."""
+    for changes, why in (({}, "name alignment.text"), ({"alignment.text": "nowhere"}, "no such")):
+        cfg = config.apply(small(), changes)
+        with pytest.raises(ValueError, match=why):
+            measure.run(cfg, tmp_path, Options(("train", "alignment"), (), 1, 1))
 
 
 def test_comparing_what_is_quantised_is_refused(tmp_path):

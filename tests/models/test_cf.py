@@ -1,5 +1,6 @@
 """What all CF-SRec models have in common (S2-S5), and their losses."""
 
+from dataclasses import is_dataclass
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from llmsrec_jax import config, losses
 from llmsrec_jax.batch import HIDDEN, SequenceBatch
 from llmsrec_jax.models import cf, sequence
+from llmsrec_jax.presets import READ_BY
 from tests.systems import named
 
 ITEMS, MAX_LEN, WIDTH = 23, 12, 8
@@ -38,6 +40,27 @@ def windows(lengths, width=MAX_LEN, seed=0):
     rows = np.random.default_rng(seed).integers(1, ITEMS, (len(lengths), width))
     live = np.arange(width) >= width - np.array(lengths)[:, None]
     return np.where(live, rows, 0).astype(np.int32)
+
+
+class Watched:
+    """A section of the configuration that notes which settings are read."""
+
+    def __init__(self, section, name, read):
+        self._section, self._name, self._read = section, name, read
+
+    def __getattr__(self, leaf):
+        value, name = getattr(self._section, leaf), f"{self._name}.{leaf}"
+        self._read.add(name)
+        return Watched(value, name, self._read) if is_dataclass(value) else value
+
+
+@pytest.mark.parametrize("name", cf.MODELS)
+def test_settings_are_read_by_the_models_that_are_said_to(name):
+    """Of all others the configuration refuses them."""
+    read = set()
+    cf.new(ITEMS, Watched(settings(name), "teacher", read), nnx.Rngs(0))
+    of_models = {k: v for k, (choice, v) in READ_BY.items() if choice == "teacher.model"}
+    assert {k for k in of_models if k in read} == {k for k, v in of_models.items() if name in v}
 
 
 @jax.jit
