@@ -72,6 +72,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "title": {
         "prompts.task": "title",
         "prompts.max_tokens": 2048,
+        "distill.weight": 0.0,
+        "uniformity.weight": 0.0,
         "train.negatives": 19,
         "train.metric": "hr@1",
         "evaluate.negatives": 19,
