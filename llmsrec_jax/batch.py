@@ -73,6 +73,7 @@ class PromptBatch(NamedTuple):
     cf_user_repr: Array | None
     outs: Outs | None = None  # None: every sequence is one prompt
     asked: Asked | None = None  # where there are no Out slots
+    shows_items: Array | None = None  # bool: else zeros stand in history slots. None: it does
 
 
 class LLMBatch(NamedTuple):

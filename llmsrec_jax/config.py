@@ -241,6 +241,8 @@ class Train:
     lr_schedule: Literal["decay", "constant"] = "decay"
     lr_decay: float = 0.95
     negatives: int = 3  # per sample and step (D26)
+    # whether item embeddings come into prompts little by little: all of step t's with probability t / T, else zeros (LLaRA)
+    curriculum: bool = False
     # what no negative may be: training items | the inputs only, as the authors (D26)
     exclude: Literal["train", "history"] = "train"
     validations_per_epoch: int = 10

@@ -28,7 +28,7 @@ TRAIN = (
     *("lora", "prompts", "head", "distill", "uniformity", "evaluate.score"),
     *("train.batch", "train.epochs", "train.lr", "train.b2", "train.lr_schedule", "train.lr_decay"),
     *("train.negatives", "train.exclude", "train.validations_per_epoch", "train.patience"),
-    *("train.metric", "train.max_users", "train.targets"),
+    *("train.metric", "train.max_users", "train.targets", "train.curriculum"),
 )
 VECTORS = (*TRAIN, *CANDIDATES["test"])
 PERMUTED = (*VECTORS, "order.scope")
@@ -61,6 +61,7 @@ class Keys:
         unsaid += () if self._cfg.alignment.trains else ("alignment.",)
         prompts = self._cfg.prompts
         unsaid += ("prompts.item_repr",) if prompts.item_repr else ()
+        unsaid += () if self._cfg.train.curriculum else ("train.curriculum",)
         unsaid += ("prompts.task", "prompts.title_tokens") if prompts.retrieves else ()
         # settings of what is not there: keys are as if there were no such settings
         values = {name: one for name, one in values.items() if not name.startswith(unsaid)}

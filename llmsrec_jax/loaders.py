@@ -12,7 +12,7 @@ import numpy as np
 
 from llmsrec_jax import config, parallel
 from llmsrec_jax.batch import HIDDEN, AlignBatch, LLMBatch, PromptBatch, SequenceBatch
-from llmsrec_jax.data import sampling
+from llmsrec_jax.data import counter, sampling
 from llmsrec_jax.data.interactions import Histories, UserSequences
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
@@ -186,6 +186,14 @@ class AlignBatches:
         return AlignBatch(self.cf_user_repr[rows], positive, drawn.reshape(rows.shape))
 
 
+def shows_items(order: EpochOrder, step: int, train: config.Train) -> np.ndarray | None:
+    """Whether the prompts of a step show item embeddings, a bool []; None = those of every step do (LLaRA's Eq. 4)."""
+    if not train.curriculum:
+        return None
+    share = step / (order.steps_per_epoch * train.epochs)
+    return np.asarray(counter.uniform(order.seed, "curriculum", step) < share)
+
+
 class LLMBatches:
     """LLM-SRec's training batches: the users' prompts of samples, and those of their candidates.
 
@@ -226,8 +234,9 @@ class LLMBatches:
         """Arrays [own devices, ...]."""
         rows, item_rows, candidates = self.members(step)
         shape = self._shape(rows, item_rows)
+        shown = shows_items(self.order, step, self.cfg.train)
         return parallel.stack(
-            [self._shard(rows[d], item_rows[d], candidates[d], shape) for d in self.mine]
+            [self._shard(rows[d], item_rows[d], candidates[d], shape, shown) for d in self.mine]
         )
 
     def shape(self, step: int) -> plan.StepShape:
@@ -260,10 +269,11 @@ class LLMBatches:
         item_rows: np.ndarray,
         candidates: np.ndarray,
         shape: plan.StepShape,
+        shown: np.ndarray | None,
     ) -> LLMBatch:
         """Of samples [parts, n], items [parts, m] and candidates [parts * n, C] of one device."""
         parts = [
-            self._part(self._rows(some), items, shape)
+            self._part(self._rows(some), items, shape)._replace(shows_items=shown)
             for some, items in zip(rows, item_rows, strict=True)
         ]
         return LLMBatch(

@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.weight": 0.0,
         "uniformity.weight": 0.0,
     },
-    # LLaRA, likewise: titles and item embeddings, Table 2 (b) (S9); its curriculum is not there
+    # LLaRA, likewise: titles and item embeddings, Table 2 (b) (S9); its curriculum is train.curriculum
     "llara": {
         "lora.rank": 8,
         "lora.alpha": 32.0,

@@ -17,6 +17,7 @@ VARIANTS = {  # (setting, value) -> words in a model's name (Tables 11, 12, Fig.
     ("distill.type", "contrastive"): "contrastive",
     ("train.targets", "all"): "auto-regressive",
     ("prompts.task", "title"): "title generation",
+    ("train.curriculum", True): "curriculum",
 }
 TEACHERS = {  # (setting, value) -> words (E23); SASRec with BCE needs none
     ("teacher.model", "gru4rec"): "gru4rec",

@@ -8,7 +8,7 @@ from llmsrec_jax import config, parallel
 from llmsrec_jax.batch import PromptBatch, TitleBatch
 from llmsrec_jax.data import sampling
 from llmsrec_jax.data.samples import Samples
-from llmsrec_jax.loaders import EpochOrder, own, parts_of, per_device
+from llmsrec_jax.loaders import EpochOrder, own, parts_of, per_device, shows_items
 from llmsrec_jax.prompts import layout, plan
 from llmsrec_jax.prompts.prompts import Prompts
 from llmsrec_jax.prompts.titles import Question, TitlePrompts
@@ -48,7 +48,9 @@ class TitleBatches:
         place = by_part + np.arange(len(by_part))[:, None] * by_part.shape[1]
         shape = plan.choose_windows(self.shapes, lengths[place])
         place = place.reshape(self.devices, self.parts, -1)
-        return parallel.stack([self._shard(rows, question, place[d], shape) for d in self.mine])
+        shown = shows_items(self.order, step, self.cfg.train)
+        shards = [self._shard(rows, question, place[d], shape, shown) for d in self.mine]
+        return parallel.stack(shards)
 
     def question(self, rows: np.ndarray, epoch: int) -> Question:
         """Of samples [n]: candidates and the target, in an order of their own in every epoch."""
@@ -62,11 +64,16 @@ class TitleBatches:
         return Question(np.take_along_axis(candidates, order, axis=1), targets)
 
     def _shard(
-        self, rows: np.ndarray, question: Question, places: np.ndarray, shape: plan.Windows
+        self,
+        rows: np.ndarray,
+        question: Question,
+        places: np.ndarray,
+        shape: plan.Windows,
+        shown: np.ndarray | None,
     ) -> TitleBatch:
         """Of one device: `places` [parts, n] among the samples `rows` of the step."""
         parts = [self._part(self._prompts(rows[at], question.take(at)), shape) for at in places]
-        return TitleBatch(parallel.stack(parts))
+        return TitleBatch(parallel.stack([part._replace(shows_items=shown) for part in parts]))
 
     def _prompts(self, rows: np.ndarray, question: Question) -> Prompts:
         told = None if self.cf_user_repr is None else self.cf_user_repr[rows]

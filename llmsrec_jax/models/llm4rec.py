@@ -93,7 +93,9 @@ def _tail(
     if len(prompts.slot_item):
         if model.item_projector is None:
             raise ValueError("prompts with item embeddings, and no projector of them")
-        slots[HISTORY] = model.item_projector(cf_items_IE[prompts.slot_item])
+        items_SD = model.item_projector(cf_items_IE[prompts.slot_item])
+        shown = prompts.shows_items
+        slots[HISTORY] = items_SD if shown is None else jnp.where(shown, items_SD, 0.0)
     if prompts.cf_user_repr is not None:
         if model.user_projector is None:
             raise ValueError("prompts with a user representation, and no projector of it")
