@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmsrec_jax import config, pipeline, rules
+from llmsrec_jax import config, pipeline, results, rules
 from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.writer import Writer
 from tests.systems import named, records, tiny
@@ -78,13 +78,28 @@ def test_scores_do_not_depend_on_the_batch(folder, tmp_path):
     np.testing.assert_allclose(two["score"], found[some], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
+def test_collm_writes_titles_after_lora_on_titles_alone(tmp_path):
+    """Two trainings of one task; the second one's projectors stand around a backbone that the first one has changed."""
+    changes = {**PRESETS["collm"], "prompts.item_repr": True}
+    cfg = tiny({**TITLE, **changes, "order.permutations": 0})
+    pipeline.run(cfg, tmp_path)
+    run = pipeline.Run(cfg, tmp_path, Writer(tmp_path, silent=True))
+    assert run.before is not None and not run.before.work.cfg.prompts.retrieves
+    own, first = named(run.llm._params), named(run.before.llm._params)
+    assert {name.partition(".")[0] for name in own} == {"item_projector", "user_projector"}
+    assert {name.partition(".")[0] for name in first} == {"lora"}
+    plain = named(opened(tmp_path).llm._backbone[1])
+    changed = {name for name, x in named(run.llm._backbone[1]).items() if np.any(x != plain[name])}
+    assert changed == {"layers.q", "layers.v"}
+    assert "collm, title generation" in {row["model"] for row in records(tmp_path)}
+
+
 @pytest.mark.parametrize("words", ["llara", "collm", "a_llmrec"])
-def test_systems_are_rows(words, tmp_path, monkeypatch):
+def test_systems_are_rows(words):
     """Every baseline's words and `title` make a configuration that is legal, with a name of its own."""
     cfg = config.preset(config.Config(), f"{words},title")
     rules.validate(cfg)
-    from llmsrec_jax import results
-
     assert results.label(cfg) == f"{words}, title generation"
 
 
