@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmsrec_jax import config, pipeline, results, rules
+from llmsrec_jax import config, pipeline, reproduce, results, rules
+from llmsrec_jax.checkpoint import read_json
 from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.writer import Writer
 from tests.systems import named, records, tiny
@@ -76,6 +77,20 @@ def test_scores_do_not_depend_on_the_batch(folder, tmp_path):
         run.llm._params, users[some], histories.take(some), candidates[some], "test"
     )
     np.testing.assert_allclose(two["score"], found[some], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_table_4(tmp_path):
+    """Those who write titles beside SASRec, on the same 20 candidates; what only they are asked is not told of SASRec."""
+    reproduce.run(tiny({"order.permutations": 0}), tmp_path, "table4", (0,), rows="SASRec,TALLRec")
+    cells = read_json(tmp_path / "experiments" / "table4.json")["cells"]
+    found = {(cell["row"], cell["column"]): cell for cell in cells}
+    for column in ("original", "shuffled training"):
+        for row in ("SASRec", "TALLRec"):
+            assert 0 <= found[row, column]["mean"] <= 1
+    assert 0 <= found["TALLRec", "valid answers"]["mean"] <= 1
+    assert found["SASRec", "valid answers"]["mean"] is None
+    assert found["LLaRA", "original"]["mean"] is None
 
 
 @pytest.mark.slow

@@ -57,6 +57,8 @@ def run(
     """
     rules.validate(cfg)
     parallel.keep_memory()
+    if not cfg.prompts.retrieves:
+        raise ValueError("the benchmark times retrieval: leave out prompts.task=title")
     if "torch" in options.vs and cfg.prompts.user_repr:
         raise ValueError("--vs=torch knows no user vector in prompts: leave out prompts.user_repr")
     if "torch" in options.vs and not cfg.prompts.item_repr:

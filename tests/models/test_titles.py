@@ -43,11 +43,13 @@ def builder(made: System) -> TitlePrompts:
     return TitlePrompts(made.builder, made.dataset.catalog, made.cfg.prompts, 5)
 
 
-def batches(made: System, devices: int = 1, **changes: Any) -> TitleBatches:
+def batches(
+    made: System, devices: int = 1, mine: list[int] | None = None, **changes: Any
+) -> TitleBatches:
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     cfg = config.apply(made.cfg, changes)
     samples = Samples.of(made.dataset, made.dataset.eligible("train"), cfg.train.targets)
-    return TitleBatches(samples, builder(made), made.cf_users[samples.ends], cfg, devices)
+    return TitleBatches(samples, builder(made), made.cf_users[samples.ends], cfg, devices, mine)
 
 
 def read(made: System, question: Question, users: np.ndarray) -> list[np.ndarray]:
@@ -157,6 +159,15 @@ def test_the_loss_is_that_of_the_titles_tokens(made):
     log, wanted = np.asarray(found.log_prob), np.asarray(asked.token[0]) >= 0
     assert wanted.sum() == builder(made).asked(question).sum()
     np.testing.assert_allclose(float(share), -log[wanted].mean(), rtol=1e-6)
+
+
+def test_processes_build_parts_of_the_same_batches(made):
+    whole = batches(made, 4, train__batch=16, train__parts=2)
+    for mine in ([0], [1, 3]):
+        own = batches(made, 4, mine, train__batch=16, train__parts=2)
+        for step in (0, 1):
+            wanted = jax.tree.map(lambda x, mine=mine: x[mine], whole(step))
+            jax.tree.map(np.testing.assert_array_equal, own(step), wanted)
 
 
 def test_other_epochs_show_other_candidates(made):
