@@ -42,6 +42,7 @@ class Prompts:
     prefix_len: np.ndarray  # int32 [n] tokens before the first slot
     cf_user_repr: np.ndarray | None = None  # float32 [n, E] of USER_REPR slots, one in every prompt
     branches: Branches | None = None  # None: there are none
+    owner: np.ndarray | None = None  # int32 [n] whose each is (batch.Flat), where it matters
 
     def __len__(self) -> int:
         return len(self.prefix_len)
@@ -74,6 +75,7 @@ class Prompts:
             self.prefix_len[rows],
             None if self.cf_user_repr is None else self.cf_user_repr[rows],
             None if self.branches is None else Branches(*(x[index] for x in self.branches)),
+            None if self.owner is None else self.owner[rows],
         )
 
     def in_common(self) -> np.ndarray:
