@@ -50,6 +50,8 @@ class Flat(NamedTuple):
     # None: the axis is the grids, row after row, with their pads
     place: Array | None
     grids: tuple[Grid, ...]
+    # int32 [A] whose each token is: what LoRA's dropout drops follows from it. None: nothing is dropped
+    owner: Array | None = None
 
 
 class PromptBatch(NamedTuple):

@@ -152,6 +152,10 @@ class Lora:
         """With the heads; then nothing that the backbone computes is constant while training."""
         return self.exists and not self.first
 
+    @property
+    def drops(self) -> bool:
+        return self.trains and self.dropout > 0
+
 
 @dataclass
 class Alignment:

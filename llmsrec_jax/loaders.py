@@ -6,6 +6,7 @@ Nor do they depend on the number of processes: each builds the rows of its own d
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -220,7 +221,8 @@ class LLMBatches:
         self.rows = per_device(self.order.batch, devices, "train.batch")
         self.parts = parts_of(self.rows, cfg.train.parts or 1)  # 0: nothing has planned it
         self.cf_user_repr, self.targets = cf_user_repr, samples.targets
-        self.items = builder.items(np.arange(1, samples.dataset.catalog.size))
+        items = np.arange(1, samples.dataset.catalog.size)
+        self.items = self._owned(builder.items(items), 2 * items)
         lengths = trunks.in_training((self.items.prefix_len, self.items.live_lengths), cfg.lora)
         self.item_trunks = Trunks.apart(lengths)
         rows = self.rows // self.parts
@@ -261,7 +263,13 @@ class LLMBatches:
 
     def user_prompts(self, rows: np.ndarray) -> Prompts:
         """Of samples [n]."""
-        return self.builder.users(self.samples.take(rows), self.cf_user_repr[rows])
+        prompts = self.builder.users(self.samples.take(rows), self.cf_user_repr[rows])
+        return self._owned(prompts, 2 * self.samples.users[rows] + 1)
+
+    def _owned(self, prompts: Prompts, owner: np.ndarray) -> Prompts:
+        """Whose each prompt is, where dropout asks: an item's, or a user's, whose samples may share rows."""
+        owned = self.cfg.lora.drops
+        return replace(prompts, owner=owner.astype(np.int32)) if owned else prompts
 
     def _shard(
         self,

@@ -125,7 +125,7 @@ class Job:
             teacher=(len(self.items[0]) + 1) * self.cfg.item_width * FP32,
             trained=3 * self._gradients,
             store=self.prefixes + self._stored(block) if store == "hbm" else 0,
-            batch=parts * (brought + _numbers(step, kept) + self._told(step) + self._hidden(step)),
+            batch=parts * (brought + self._numbers(step, kept)),
             step=self._step(step, kept),
             filling=llm.forward(filled) + self._stored(block) if kept else 0,
             encoding=max(
@@ -219,6 +219,12 @@ class Job:
             activations += self._llm.lora(one, names, lora.rank, dropped=dropped, remat=remat)
         return self._gradients + projected + activations
 
+    def _numbers(self, step: plan.StepShape, kept: bool) -> int:
+        """Bytes of a part's tokens and of what is told of them (batch.PromptBatch)."""
+        live = step.user_tokens.live + step.item_tokens.live
+        owners = FP32 * live * self.cfg.lora.drops
+        return _placed(step, kept) + owners + self._told(step) + self._hidden(step)
+
     def _told(self, step: plan.StepShape) -> int:
         """Bytes of the teacher's user vectors in a part's prompts."""
         users = sum(grid.rows for grid in step.users) * self.cfg.prompts.user_repr
@@ -251,8 +257,8 @@ def _prefix(step: plan.StepShape, kept: bool) -> int:
     return step.user_tokens.prefix + (0 if kept else step.item_tokens.prefix)
 
 
-def _numbers(step: plan.StepShape, kept: bool) -> int:
-    """Bytes of a part's tokens and of where they are (batch.PromptBatch)."""
+def _placed(step: plan.StepShape, kept: bool) -> int:
+    """Bytes of a part's tokens and of where they are."""
     live = step.user_tokens.live + step.item_tokens.live
     places = sum(grid.rows * (grid.prefix + grid.live) for grid in (*step.users, *step.items))
     return 17 * live + 12 * _prefix(step, kept) + 4 * places

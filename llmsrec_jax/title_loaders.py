@@ -1,6 +1,7 @@
 """Batches of title generation (E1): prompts with candidates, and the title that follows; as in loaders.py, functions of (seed, step)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -77,7 +78,10 @@ class TitleBatches:
 
     def _prompts(self, rows: np.ndarray, question: Question) -> Prompts:
         told = None if self.cf_user_repr is None else self.cf_user_repr[rows]
-        return self.titles.build(self.samples.take(rows), question, told)
+        prompts = self.titles.build(self.samples.take(rows), question, told)
+        if not self.cfg.lora.drops:
+            return prompts
+        return replace(prompts, owner=self.samples.users[rows].astype(np.int32))
 
     def _part(self, prompts: Prompts, shape: plan.Windows) -> PromptBatch:
         ends = np.cumsum([rows for rows, _ in shape])[:-1]

@@ -55,8 +55,10 @@ def _descended(
     return State(params, opt, state.step + 1, state.lr), terms
 
 
-def _dropout_key(key: jax.Array, state: State, axis: str | tuple[str, ...] | None) -> jax.Array:
-    """Of this step, whatever came before it, and of this device."""
+def _dropout_key(
+    key: jax.Array, state: State, axis: str | tuple[str, ...] | None = None
+) -> jax.Array:
+    """Of this step, whatever came before it, and of this device of `axis`."""
     key = jax.random.fold_in(key, state.step)
     return key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
 
@@ -73,7 +75,7 @@ def llm_step(
     axis: str | tuple[str, ...] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One Adam step on the global batch of what trains around the LLM: for Eq. 4 (S1), or for `titles.loss`."""
-    key = None if frozen.key is None else _dropout_key(frozen.key, state, axis)
+    key = None if frozen.key is None else _dropout_key(frozen.key, state)
 
     def share(params):
         return objective(

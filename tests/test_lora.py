@@ -1,4 +1,4 @@
-"""LoRA in LLM-SRec: what trains and what does not, every token live, dropout by step and device, whatever the devices."""
+"""LoRA in LLM-SRec: what trains and what does not, every token live, dropout by step and token, whatever the devices."""
 
 from functools import partial
 from typing import Any
@@ -125,42 +125,74 @@ def test_the_loss_with_b_zero_is_that_without(made):
             assert relative_error(gradient, plain_grads[name]) < 1e-5, name
 
 
+def test_whose_a_token_is_is_told_where_something_is_dropped():
+    """Users and items are told apart; a row of several samples is its user's. Without dropout nothing is told."""
+    lora = {"lora.rank": 2, "train.targets": "all", "train.batch": 8}
+    made = system(lora, users=12, items=40)
+    batches = made.batches(1)
+    batch = jax.tree.map(lambda x: x[0, 0], batches(0).prompts)
+    rows, item_rows, _ = batches.members(0)
+    wanted = {
+        *(2 * batches.samples.users[rows.ravel()] + 1).tolist(),
+        *(2 * (item_rows.ravel() + 1)).tolist(),
+    }
+    found = {
+        (grid.at[row, 0], frozenset(batch.live.owner[grid.at[row, : grid.length[row]]].tolist()))
+        for grid in batch.live.grids
+        for row in range(len(grid.length))
+        if grid.length[row]
+    }
+    assert all(len(owners) == 1 for _, owners in found)
+    assert {owner for _, owners in found for owner in owners} == wanted
+    plain = system({**lora, "lora.dropout": 0.0}, users=12, items=40).batches(1)
+    assert plain(0).prompts.live.owner is None
+
+
+DROPPING = {  # of inputs that tensor cuts, and of others
+    "lora__dropout": 0.3,
+    "lora__targets": ("q_proj", "o_proj", "down_proj"),
+}
+
+
+@pytest.fixture(scope="module")
+def dropping() -> Steps:
+    return Steps(made_with(**DROPPING))
+
+
 @pytest.mark.parametrize(
     ("axes", "parts"),
     [
+        ("one", 4),
         ("fsdp 2, tensor 2", 2),
         pytest.param("data 2", 1, marks=pytest.mark.slow),
         pytest.param("pmap 2", 1, marks=pytest.mark.slow),
         pytest.param("tensor 2", 1, marks=pytest.mark.slow),
     ],
 )
-def test_gradients_do_not_depend_on_the_devices(one, axes, parts):
-    """Without dropout, whose masks are drawn per device."""
-    many = Steps(made_with(lora__dropout=0.0), axes, parts=parts)
-    assert float(many.terms["loss"]) == pytest.approx(float(one.terms["loss"]), rel=2e-6)
-    for name, wanted in one.moments.items():
+def test_gradients_do_not_depend_on_the_devices(dropping, axes, parts):
+    """Nor on the passes of a step: what is dropped of a token goes by whose it is and where it stands."""
+    many = Steps(made_with(**DROPPING), axes, parts=parts)
+    assert float(many.terms["loss"]) == pytest.approx(float(dropping.terms["loss"]), rel=2e-6)
+    for name, wanted in dropping.moments.items():
         if name != ZERO_GRADIENT:
             assert relative_error(many.moments[name], wanted) < 1e-5, name
 
 
-def test_what_is_dropped_depends_on_the_step_alone(made):
-    """So that going on is as if nothing had happened; and something is dropped."""
-    few = {"lora__targets": ("q_proj", "o_proj")}
-    dropping, plain = made_with(lora__dropout=0.3, **few), made_with(lora__dropout=0.0, **few)
-    first, again, later = (Steps(dropping, first=number) for number in (0, 0, 3))
-    assert float(first.terms["loss"]) == float(again.terms["loss"])
-    others = [Steps(plain, first=number) for number in (0, 3)]
-    assert len({float(each.terms["loss"]) for each in (first, later, *others)}) == 4
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", ["tensor 2", "data 2"])
-def test_dropout_on_several_devices(axes):
-    """Other masks than one device draws, and gradients no further from its than those of another key are."""
-    dropping = made_with(lora__dropout=0.1)
-    together = lambda each: np.concatenate([array.ravel() for array in each.moments.values()])
-    alone = [together(Steps(dropping, key=key)) for key in range(6)]
-    several = [together(Steps(dropping, axes, key=key)) for key in range(6)]
-    pairs = lambda some: [(x, y) for x in alone for y in some if x is not y]
-    nearest = lambda some: min(np.corrcoef(x, y)[0, 1] for x, y in pairs(some))
-    assert nearest(several) > nearest(alone) - 0.1
+def test_rows_of_several_samples_drop_the_same_however_they_are_cut():
+    """Samples of a user share a row in one pass, and do not in several."""
+    made = made_with(**DROPPING, train__targets="all")
+    assert made.batches()(0).prompts.outs is not None
+    whole, cut = Steps(made), Steps(made, parts=4)
+    assert float(cut.terms["loss"]) == pytest.approx(float(whole.terms["loss"]), rel=2e-6)
+    for name in ("lora.a.q", "lora.b.down"):
+        assert relative_error(cut.moments[name], whole.moments[name]) < 1e-5, name
+
+
+def test_what_is_dropped_depends_on_the_step_alone(dropping):
+    """So that going on is as if nothing had happened; and something is dropped."""
+    made, plain = made_with(**DROPPING), made_with(**{**DROPPING, "lora__dropout": 0.0})
+    again, later = (Steps(made, first=number) for number in (0, 3))
+    assert float(dropping.terms["loss"]) == float(again.terms["loss"])
+    others = [Steps(plain, first=number) for number in (0, 3)]
+    assert len({float(each.terms["loss"]) for each in (dropping, later, *others)}) == 4

@@ -30,7 +30,7 @@ from llmsrec_jax.llama.sharding import RULES, TENSOR
 from llmsrec_jax.llama.weights import INPUTS
 
 FP32, INT8 = 4, 1
-MASK = 3 * FP32  # of a number that may be dropped: random bits, as they are made
+MASK = 6  # of a number that may be dropped: its random bits, as they are made
 PER_PAIR = 2 * FP32  # of logits at work: themselves and their exponentials, or their gradients
 Grid = tuple[int, int, int]  # rows, prefix, live
 

@@ -2,9 +2,14 @@
 
 As in Hugging Face's peft: dropout is put to the x of A alone, A and B are kept in float32. They are rounded to the dtype of x
 for the products, whose sums are in float32. With B = 0 what comes out is W x to the last bit (int8: up to its last rounding).
+
+What is dropped of a token follows from the key (of the step, the layer and the product), from whose token it is (`Flat.owner`) and
+from its position: neither from the other prompts of a batch, nor from its shape, nor from the devices.
 """
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,16 +34,47 @@ class Lora:
     key: Array | None  # of dropout; None = nothing is dropped
     scale: float = field(metadata={"static": True})  # alpha / rank
     dropout: float = field(metadata={"static": True})  # share of x
+    tokens: tuple[Array, Array] | None = None  # int32 [A] each: owner and position of what is read
+    part: Array | None = None  # int32: which part of the inputs is here, of so many
+    parts: int = field(default=1, metadata={"static": True})
 
 
 def add(y: Float[Array, "..."], x: Float[Array, "..."], weight: Lora, inputs: int) -> Array:
     """`y`, which is the product of x with the base, and the rest; in the dtype of y."""
     if weight.key is not None:
-        kept = jax.random.bernoulli(weight.key, 1 - weight.dropout, x.shape)
-        x = jnp.where(kept, x / (1 - weight.dropout), 0)
+        x = jnp.where(_kept(weight, weight.key, x.shape), x / (1 - weight.dropout), 0)
     low = checkpoint_name(_product(x, weight.a, inputs), LOW)
     added = weight.scale * _product(low.astype(x.dtype), weight.b, 1)
     return (y.astype(jnp.float32) + added).astype(y.dtype)
+
+
+def _kept(weight: Lora, key: Array, shape: tuple[int, ...]) -> Array:
+    """bool [A, *inputs]; 16 random bits each. Of inputs that devices share out, all are drawn on each of them."""
+    if weight.tokens is None:
+        raise ValueError("LoRA's dropout goes by the tokens, and they were not told")
+    width = weight.parts * math.prod(shape[1:])
+
+    def draw(owner: Array, position: Array) -> Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, owner), position)
+        return jax.random.bits(own, (-(-width // 2),), jnp.uint32)
+
+    halves = jax.vmap(draw)(*weight.tokens)
+    bits = jax.lax.bitcast_convert_type(halves, jnp.uint16).reshape(shape[0], -1)[:, :width]
+    if weight.part is not None:
+        bits = bits.reshape(shape[0], weight.parts, -1)[:, weight.part]
+    return bits.reshape(shape) >= round(weight.dropout * 2**16)
+
+
+def taken(weights: Mapping[str, Any], at: Array) -> dict[str, Any]:
+    """The weights of a layer, to be put to tokens `at` of its axis alone."""
+
+    def of(weight: Any) -> Any:
+        if not isinstance(weight, Lora) or weight.tokens is None:
+            return weight
+        owner, position = (jnp.take(x, at, mode="clip") for x in weight.tokens)
+        return replace(weight, tokens=(owner, position))
+
+    return {name: of(weight) for name, weight in weights.items()}
 
 
 def _product(x: Array, weight: Array, inputs: int) -> Float[Array, "..."]:

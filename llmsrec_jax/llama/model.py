@@ -21,7 +21,7 @@ from llmsrec_jax.llama import axes, ops
 from llmsrec_jax.llama.attention import Past, attend
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.kv import KV, Source
-from llmsrec_jax.llama.lora import LOW, Lora
+from llmsrec_jax.llama.lora import LOW, Lora, taken
 from llmsrec_jax.llama.sharding import WHOLE, Sharding
 
 SAVED = (
@@ -105,11 +105,13 @@ class Llama(nnx.Module):
         alone = (None,) * len(flat.grids)
 
         def body(x_AD: Array, each: tuple[Array, Added]) -> tuple[Array, tuple[Array, Array]]:
-            return _layer(self.cfg, self.sharding, self._layer(*each), x_AD, rope, flat, alone)
+            w = self._layer(*each, flat)
+            return _layer(self.cfg, self.sharding, w, x_AD, rope, flat, alone)
 
         before, last = self._numbered(added)
         x_AD, (k, v) = jax.lax.scan(body, x_AD, before)
-        _, k_last, v_last = _keys_values(self.cfg, self.sharding, self._layer(*last), x_AD, rope)
+        w = self._layer(*last, flat)
+        _, k_last, v_last = _keys_values(self.cfg, self.sharding, w, x_AD, rope)
         k, v = jnp.concatenate([k, k_last[None]]), jnp.concatenate([v, v_last[None]])
         return jax.lax.stop_gradient(KV(k, v))
 
@@ -133,7 +135,7 @@ class Llama(nnx.Module):
 
         def layer(x_AD: Array, i: Any, row: Added, at: Sequence[Array] | None = None) -> Array:
             cached = [None if one is None else one[0].layer(i, one[1], dtype) for one in past]
-            w = self._layer(i, row)
+            w = self._layer(i, row, flat)
             return _layer(self.cfg, self.sharding, w, x_AD, rope, flat, cached, at)[0]
 
         before, (number, row) = self._numbered(added)
@@ -158,12 +160,14 @@ class Llama(nnx.Module):
         rows = lambda index: jax.tree.map(lambda leaf: leaf[index], added)
         return (jnp.arange(last), rows(slice(last))), (last, rows(last))
 
-    def _layer(self, i: int | Array, added: Added) -> Weights:
+    def _layer(self, i: int | Array, added: Added, flat: Flat) -> Weights:
         # indexed, not scanned over: slicing off the last layer would copy all the weights in every call
         sharding, layers = self.sharding, self.layers
         w = {name: sharding.whole(name, _row(layers[name][...], i)) for name in LAYER_WEIGHTS}
+        owner = jnp.arange(len(flat.position)) if flat.owner is None else flat.owner
         own = {name: sharding.own(name, row) for name, row in added.items()}
-        return w | {name: replace(row, base=w[name]) for name, row in own.items()}
+        tokens = owner, flat.position
+        return w | {name: replace(row, base=w[name], tokens=tokens) for name, row in own.items()}
 
 
 def _row(stacked: Any, i: int | Array) -> Any:
@@ -195,7 +199,7 @@ def _layer(
     if out is not None:
         at = axes.tokens(flat, out)
         x_AD, h_AD, cos, sin = (jnp.take(x, at, axis=0, mode="clip") for x in (x_AD, h_AD, *rope))
-        rope = cos, sin
+        rope, w = (cos, sin), taken(w, at)
     q_ANH = checkpoint_name(ops.rotate(ops.linear(h_AD, w["q"]), rope), "q")
     q = axes.spread(q_ANH, flat) if out is None else axes.split(q_ANH, out)
     k, v = axes.spread(k_AKH, flat), axes.spread(v_AKH, flat)

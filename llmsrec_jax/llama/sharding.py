@@ -125,10 +125,11 @@ class Sharding:
         spec, inputs = self.spec(name), row.a.ndim - 1
         axes = [*tuple(spec)[1:], *[None] * (inputs + row.b.ndim - len(spec))]
         a, b = (_enter(x) for x in (row.a, row.b))  # every device has its share of their gradients
-        own, key = self._own_rows, row.key
-        if key is not None and _cut(axes[:inputs]):  # of inputs that others do not have
-            key = jax.random.fold_in(key, jax.lax.axis_index(TENSOR))
-        return replace(row, a=own(a, axes[:inputs]), b=own(b, [None, *axes[inputs:]]), key=key)
+        own = self._own_rows
+        row = replace(row, a=own(a, axes[:inputs]), b=own(b, [None, *axes[inputs:]]))
+        if not _cut(axes[:inputs]):
+            return row
+        return replace(row, part=jax.lax.axis_index(TENSOR), parts=self._devices(TENSOR))
 
     def _own_rows(self, x: Array, axes: Sequence[Any]) -> Array:
         for axis in _cut(axes):

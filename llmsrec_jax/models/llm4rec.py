@@ -189,18 +189,16 @@ def encoder(
 
 
 def part_by_part(
-    encode: Callable[[PromptBatch, Array | None], Array], prompts: PromptBatch, key: Array | None
+    encode: Callable[[PromptBatch], Array], prompts: PromptBatch
 ) -> Float[Array, "parts B D"]:
-    """`encode` of every part [parts, ...], one after the other in the backward pass too, each with its own key for dropout.
+    """`encode` of every part [parts, ...], one after the other in the backward pass too.
 
     Only the prompts are kept in between: memory is that of one part, for one more forward pass. Vectors know nothing
     of each other until the loss, so its gradient is that of the whole batch.
     """
-    count = prompts.ids.shape[0]
-    if count == 1:
-        return encode(jax.tree.map(lambda x: x[0], prompts), key)[None]
-    keys = None if key is None else jax.random.split(key, count)
-    return jax.lax.map(jax.checkpoint(lambda part: encode(*part)), (prompts, keys))
+    if prompts.ids.shape[0] == 1:
+        return encode(jax.tree.map(lambda x: x[0], prompts))[None]
+    return jax.lax.map(jax.checkpoint(encode), prompts)
 
 
 def loss(
@@ -212,7 +210,7 @@ def loss(
     axis: str | tuple[str, ...] | None = None,
     key: Array | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """This device's share of Eq. 4 and the global loss terms. key: of dropout, this device's own.
+    """This device's share of Eq. 4 and the global loss terms. key: of dropout, the same on every device.
 
     Summed over the devices of `axis`, the shares are the loss of the global batch: user vectors are gathered, so
     distillation and uniformity do not depend on the number of devices. The gradient of a share, summed over the
@@ -220,8 +218,8 @@ def loss(
     """
     if model.lora is not None and (batch.prompts.prefix_ids.shape[-1] or batch.prompts.stored):
         raise ValueError("LoRA trains on every token, and these prompts have constant prefixes")
-    encode = lambda part, key: hidden(model, llama, part, frozen, cfg.llm.remat, key)
-    h_PBD = part_by_part(encode, batch.prompts, key)
+    encode = lambda part: hidden(model, llama, part, frozen, cfg.llm.remat, key)
+    h_PBD = part_by_part(encode, batch.prompts)
     users = batch.candidates.shape[0] // h_PBD.shape[0]  # of each part
     rows = lambda h_PBD: h_PBD.reshape(-1, h_PBD.shape[-1])
     user_BR = model.user_head(rows(h_PBD[:, :users]))

@@ -53,10 +53,10 @@ def loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """This device's share of the mean cross-entropy of all tokens of the batch's titles, and the same as the term `loss`.
 
-    Shares add up to the loss of the global batch, their gradients to its gradient. key: of dropout, this device's own.
+    Shares add up to the loss of the global batch, their gradients to its gradient. key: of dropout, the same on every device.
     """
-    encode = lambda part, key: tokens(model, llama, part, frozen, cfg.llm.remat, key).log_prob
-    log_PQ = part_by_part(encode, batch.prompts, key)
+    encode = lambda part: tokens(model, llama, part, frozen, cfg.llm.remat, key).log_prob
+    log_PQ = part_by_part(encode, batch.prompts)
     assert batch.prompts.asked is not None  # or `tokens` would have said so
     wanted_PQ = batch.prompts.asked.token != NOTHING
     count = jnp.sum(wanted_PQ)

@@ -62,18 +62,21 @@ def fill(groups: Sequence[Group], slots: int, budget: Budget | None = None) -> P
     widths = [group.shape.live for group in groups]
     axis, at_live = _flat(live, widths, cut, budget and budget.live)
     ids, kind, item = (np.zeros(len(axis.position), t) for t in (np.int32, np.int8, np.int32))
-    grids = list(axis.grids)
+    grids, owner = list(axis.grids), np.zeros(len(axis.position), np.int32)
     for g, (group, at) in enumerate(zip(groups, at_live, strict=True)):
         source = spans(start[g] + cut[g], live[g])
         ids[at] = group.prompts.ids[source]
         kind[at] = group.prompts.kind[source]
         item[at] = group.prompts.slot_item[source]
+        if group.prompts.owner is not None:
+            owner[at] = np.repeat(group.prompts.owner[group.rows], live[g])
         if group.prompts.branches is not None:
             position, hidden = (x[source] for x in group.prompts.branches)
             axis.position[at] = position
             hidden = np.maximum(hidden - np.repeat(cut[g], live[g])[:, None], 0)
             grids[g] = grids[g]._replace(hidden=_on_grid(hidden, live[g], group.shape.live))
-    axis = axis._replace(grids=tuple(grids))
+    owned = any(group.prompts.owner is not None for group in groups)
+    axis = axis._replace(grids=tuple(grids), owner=owner if owned else None)
     made = [g for g, group in enumerate(groups) if group.stored is None]
     prefix, places = _flat(
         [cut[g] for g in made],

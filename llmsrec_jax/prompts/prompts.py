@@ -59,6 +59,7 @@ class Prompts:
     cf_user_repr: np.ndarray | None = None  # float32 [n, E] of USER_REPR slots, one in every prompt
     branches: Branches | None = None  # None: there are none
     asked: Asked | None = None  # None: vectors are
+    owner: np.ndarray | None = None  # int32 [n] whose each is (batch.Flat), where it matters
 
     def __len__(self) -> int:
         return len(self.prefix_len)
@@ -92,6 +93,7 @@ class Prompts:
             None if self.cf_user_repr is None else self.cf_user_repr[rows],
             None if self.branches is None else Branches(*(x[index] for x in self.branches)),
             None if self.asked is None else self.asked.take(rows),
+            None if self.owner is None else self.owner[rows],
         )
 
     def in_common(self) -> np.ndarray:

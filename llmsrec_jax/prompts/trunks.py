@@ -153,6 +153,10 @@ def joined(prompts: Prompts, shared: np.ndarray) -> Prompts:
     prefix_len = np.zeros(n, np.int32)
     prefix_len[row[begins]] = prompts.prefix_len[begins]
     before = offsets_of(own)[:-1] - offsets[row]  # tokens of the row
+    owner = None
+    if prompts.owner is not None:  # the same of all prompts in a row, which are a user's
+        owner = np.zeros(n, np.int32)
+        owner[row] = prompts.owner
     hidden = np.stack([shared, np.where(begins, 0, before)], axis=1).astype(np.int32)
     return replace(
         prompts,
@@ -161,5 +165,6 @@ def joined(prompts: Prompts, shared: np.ndarray) -> Prompts:
         slot_item=prompts.slot_item[source],
         offsets=offsets,
         prefix_len=prefix_len,
+        owner=owner,
         branches=Branches(spans(shared, own).astype(np.int32), np.repeat(hidden, own, axis=0)),
     )

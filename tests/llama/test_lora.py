@@ -206,8 +206,10 @@ def test_remat_changes_nothing(llama, remat):
 def test_dropout_is_put_to_what_a_reads():
     """Rows of ones through A of ones: the number of kept inputs, each weighed 1 / 0.75."""
     key, ones = jax.random.key(3), jnp.ones((400, 100))
-    linear = lambda key: ops.linear(
-        ones, Lora(jnp.zeros((100, 1)), jnp.ones((100, 1)), jnp.ones((1, 1)), key, 1.0, 0.25)
+    tokens = jnp.arange(400) % 20, jnp.arange(400) // 20  # owner, position
+    weights = jnp.zeros((100, 1)), jnp.ones((100, 1)), jnp.ones((1, 1))
+    linear = lambda key, rows=slice(None): ops.linear(
+        ones[rows], Lora(*weights, key, 1.0, 0.25, tuple(x[rows] for x in tokens))
     )
     kept = linear(key)[:, 0] * 0.75
     close(kept, np.rint(kept))
@@ -215,6 +217,22 @@ def test_dropout_is_put_to_what_a_reads():
     np.testing.assert_array_equal(linear(key), linear(key))
     assert np.any(linear(key) != linear(jax.random.key(4)))
     np.testing.assert_array_equal(linear(None), 100.0)
+    some = jnp.array([7, 350, 7])
+    np.testing.assert_array_equal(linear(key, some), linear(key)[some])  # whatever else is there
+    with pytest.raises(ValueError, match="goes by the tokens, and they were not told"):
+        ops.linear(ones, Lora(*weights, key, 1.0, 0.25))
+
+
+def test_inputs_that_devices_share_out_are_dropped_as_on_one():
+    key, ones, tokens = jax.random.key(3), jnp.ones((9, 6, 5)), (jnp.arange(9), jnp.zeros(9, int))
+    a, b = jnp.asarray(np.arange(30.0).reshape(6, 5, 1)), jnp.ones((1, 1))
+    whole = Lora(jnp.zeros((6, 5, 1)), a, b, key, 1.0, 0.5, tokens)
+    parts = [
+        replace(whole, base=whole.base[rows], a=a[rows], part=jnp.int32(number), parts=2)
+        for number, rows in enumerate((slice(3), slice(3, 6)))
+    ]
+    found = [ops.linear(ones[:, :3], part, 2) for part in parts]
+    close(found[0] + found[1], ops.linear(ones, whole, 2))
 
 
 def test_every_layer_and_product_drops_others():

@@ -286,13 +286,13 @@ def test_parts_need_less_memory():
     data = PromptBatch(ids, flat, (), None, ids, ids, flat, ids, ids, ids, None)
 
     def total(weights, data):
-        def encode(part, key):
+        def encode(part):
             x = jnp.broadcast_to(part.ids[..., None] / 9.0, (*part.ids.shape, 64))
             for weight in weights:
                 x = jnp.tanh(x @ weight)
             return x.mean(axis=1)
 
-        return (llm4rec.part_by_part(encode, data, None) ** 2).sum()
+        return (llm4rec.part_by_part(encode, data) ** 2).sum()
 
     split = lambda parts, x: x.reshape(parts, 12 // parts, *x.shape[1:])
     memory, found = {}, {}

@@ -27,7 +27,7 @@ TITLE = {
     "prompts.user_repr": True,
     "lora.rank": 2,
     "lora.alpha": 8.0,
-    "lora.dropout": 0.0,
+    "lora.dropout": 0.2,
     "distill.weight": 0.0,
     "uniformity.weight": 0.0,
     "train.negatives": 4,
@@ -115,7 +115,8 @@ class Step:
         graphs = {"model": made.model, "llama": llama}
         per_device = partial(train.llm_step, **graphs, cfg=made.cfg, objective=titles.loss)
         wrapped = parallel.train_wrapper(partial(per_device, axis=mesh.axis), mesh)
-        frozen = Frozen(weighed, parallel.replicate(made.frozen.cf_items, mesh))
+        items, key = parallel.replicate((made.frozen.cf_items, jax.random.key(3)), mesh)
+        frozen = Frozen(weighed, items, None, key)
         params = jax.tree.map(jnp.copy, made.params)
         state = parallel.replicate(train.init_state(params, 1e-3, 0.98), mesh)
         batch = batches(made, mesh.parts, train__parts=parts)(0)
