@@ -13,6 +13,7 @@ from llmsrec_jax import config, parallel, train
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
+from llmsrec_jax.llama.lora import TARGETS
 from llmsrec_jax.loaders import encoding_batches
 from llmsrec_jax.models import titles
 from llmsrec_jax.models.llm4rec import Frozen, _tail
@@ -138,6 +139,26 @@ def test_a_step_is_the_same_whatever_the_devices_and_parts(made):
         assert other.loss == pytest.approx(first.loss, rel=1e-5)
         for name in first.moments.keys() - zero:
             assert relative_error(other.moments[name], first.moments[name]) < 1e-4, name
+
+
+def test_titles_are_learnt():
+    """Step after step on one batch: its titles become likely."""
+    changes = {
+        "lora.dropout": 0.0,
+        "lora.rank": 8,
+        "lora.alpha": 32.0,
+        "lora.targets": tuple(TARGETS),
+    }
+    made = system({**TITLE, **changes}, users=24, items=40)
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batches(made, train__length_groups=1)(0))
+    graphs = {"model": made.model, "llama": made.llama, "objective": titles.loss}
+    step = jax.jit(partial(train.llm_step, **graphs, cfg=made.cfg))
+    state = train.init_state(jax.tree.map(jnp.copy, made.params), 1e-2, 0.98)
+    found = []
+    for _ in range(40):
+        state, terms = step(made.frozen, state, batch)
+        found.append(float(terms["loss"]))
+    assert found[-1] < 0.2 * found[0]
 
 
 def test_the_loss_is_that_of_the_titles_tokens(made):
