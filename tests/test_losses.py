@@ -86,3 +86,21 @@ def test_gradients_by_finite_differences():
 
     with jax.enable_x64(True):
         jax.test_util.check_grads(total, (jnp.asarray(user, jnp.float64),), order=1, modes=["rev"])
+
+
+def test_probabilities_of_tokens_tile_by_tile(monkeypatch):
+    """The same for tiles of any size, the last one not full; gradients too."""
+    rng = np.random.default_rng(0)
+    h, table = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((11, 4), (9, 4)))
+    token = jnp.asarray(rng.integers(0, 9, 11))
+    plain = jax.nn.log_softmax(h @ table.T, axis=1)[jnp.arange(11), token]
+    grad = jax.grad(lambda h: jax.nn.log_softmax(h @ table.T, axis=1)[jnp.arange(11), token].sum())(
+        h
+    )
+    for smallest in (3, 64):
+        monkeypatch.setattr(losses, "SMALLEST_TILE", smallest)
+        monkeypatch.setattr(losses, "TILE_NUMBERS", 9)
+        found, _ = losses.token_log_probs(h, table, token)
+        np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
+        tiled = jax.grad(lambda h: losses.token_log_probs(h, table, token)[0].sum())(h)
+        np.testing.assert_allclose(tiled, grad, rtol=1e-4, atol=1e-5)

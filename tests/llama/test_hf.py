@@ -7,6 +7,7 @@ machines without torch; written by `python -m tests.llama.test_hf`.
 import json
 import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from llmsrec_jax import losses
 from llmsrec_jax.llama import config, weights
 
 GOLDEN = Path(__file__).with_name("golden.npz")
@@ -148,6 +150,31 @@ def test_torch(tmp_path, case):
     pytest.importorskip("torch")
     write(tmp_path, BASE | CASES[case])
     check(ask_us(tmp_path), ask_torch(tmp_path))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("tied", [True, False])
+def test_probabilities_of_tokens(tmp_path, tied):
+    """By the table of embeddings, or by an lm_head, which is read only where tokens are predicted."""
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaForCausalLM
+
+    write(tmp_path, BASE | {"rope_theta": 10_000.0, "tie_word_embeddings": tied})
+    model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = model(torch.tensor(IDS)).logits.log_softmax(-1).numpy()
+    cfg = config.from_hf(tmp_path)
+    if not tied:
+        with pytest.raises(ValueError, match="without its lm_head"):
+            _ = weights.load(tmp_path, cfg, jnp.float32).predictor
+    llama = weights.load(tmp_path, replace(cfg, writes=True), jnp.float32)
+    hidden = llama.hidden(llama.embed(IDS), jnp.full(B, T)).reshape(B * T, -1)
+    asked = np.random.default_rng(5).integers(0, 50, B * T)
+    asked[:9] = wanted.reshape(B * T, -1)[:9].argmax(axis=1)
+    found, first = losses.token_log_probs(hidden, llama.predictor, jnp.asarray(asked))
+    flat = wanted.reshape(B * T, -1)
+    np.testing.assert_allclose(found, flat[np.arange(B * T), asked], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(first, asked == flat.argmax(axis=1))
 
 
 def record() -> None:
