@@ -25,7 +25,7 @@ TITLE, AROUND = (
     15,
 )  # tokens of a title and of what stands around it in a prompt; means of Amazon's
 OUTRO = 30
-LISTED = TITLE + 4  # of a candidate in a prompt: its title, what parts it from the next one, its embedding
+LISTED = TITLE + 4  # of a candidate in a prompt, with what parts it from the next one
 ANSWER = TITLE + 1
 # measured rates of whole prompts and of the teacher's windows, as shares of the matmul peak (BUILD_NOTES.md)
 LLM_SHARE, TEACHER_SHARE = 1.0, 0.03

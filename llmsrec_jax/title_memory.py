@@ -13,7 +13,7 @@ from llmsrec_jax.memory import FP32, Job, Needs, steps_of
 from llmsrec_jax.prompts import layout, plan
 from llmsrec_jax.prompts.titles import Question, TitlePrompts
 
-TILES = 3  # of logits at a time in the backward pass: themselves, their exponentials and gradients; forward one less
+TILES = 2  # of logits at a time in the backward pass: themselves and their gradients; forward it is one
 HIDDEN = 3  # float32 [Q, D]: hidden states, as they are multiplied, and their gradients
 
 
@@ -88,18 +88,19 @@ class TitleJob(Job):
         grids = [(n, 0, width) for n, width in step]
         one = Pass(grids, (), 0, live, self.most)
         slots = title_loaders.slots_of(rows, self.cfg) + rows * self.cfg.prompts.user_repr
-        return self._trained(one, slots, self._predicted(rows * self.most, TILES))
+        return self._trained(one, slots, self._predicted(rows * self.most, backward=True))
 
     def _encoding(self, grid: layout.Shape) -> int:
         tails = [(grid.rows, 0, grid.live)]
         one = Pass(tails, (), 0, grid.rows * grid.live, self.asked)
-        return self._llm.forward(one, self._predicted(grid.rows * self.asked, TILES - 1))
+        return self._llm.forward(one, self._predicted(grid.rows * self.asked, backward=False))
 
-    def _predicted(self, asked: int, tiles: int) -> int:
+    def _predicted(self, asked: int, *, backward: bool) -> int:
         """Bytes of the logits of so many tokens (`losses.token_log_probs`)."""
-        llama = self.llama
+        llama, tiles = self.llama, TILES if backward else 1
         logits = losses.tile_of(asked, llama.vocab) * llama.vocab
-        return FP32 * (tiles * logits + HIDDEN * asked * llama.d) + self._llm.predictor
+        hidden = HIDDEN * asked * llama.d
+        return FP32 * (tiles * logits + hidden) + self._llm.predictor(backward)
 
     def _numbers(self, step: plan.Windows) -> int:
         """Bytes of a part's tokens, of where they are, and of what is asked and told (batch.PromptBatch)."""

@@ -100,7 +100,9 @@ class Case:
         batch = jax.tree.map(lambda x: Shape((self.mesh.parts, *x.shape), x.dtype), batch)
         key = jax.eval_shape(lambda: jax.random.key(0)) if self.cfg.lora.trains else None
         frozen = llm4rec.Frozen(frozen, self.items, self.kept, key)
-        return account(parallel.train_wrapper(step, self.mesh).lower(frozen, state, batch).compile())
+        return account(
+            parallel.train_wrapper(step, self.mesh).lower(frozen, state, batch).compile()
+        )
 
     def estimated(self) -> int:
         cfg = self.cfg

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llmsrec_jax import config, loaders, parallel, train
+from llmsrec_jax import config, loaders, memory_plan, parallel, train
 from llmsrec_jax.benchmark import made
 from llmsrec_jax.data.samples import Samples
+from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama.lora import TARGETS
+from llmsrec_jax.memory import GIB
 from llmsrec_jax.models import llm4rec, titles
 from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.prompts.prompts import PromptBuilder
@@ -24,7 +26,19 @@ from llmsrec_jax.title_memory import TitleJob
 from tests.factories import random_dataset
 from tests.test_memory import BACKBONE, SETTINGS, Shape, abstract_llama, account
 
-TITLE = {**SETTINGS, **PRESETS["tallrec"], **PRESETS["title"], "evaluate.batch": 8}
+TITLE = {
+    **SETTINGS,
+    **PRESETS["tallrec"],
+    **PRESETS["title"],
+    "prompts.max_tokens": 640,
+    "evaluate.batch": 8,
+}
+EVERY = {"lora.rank": 16, "lora.targets": tuple(TARGETS)}
+SLOTS = {"prompts.item_repr": True, "prompts.user_repr": True}
+INPUTS = {"llm.remat": "inputs"}
+# so little else that logits are what counts
+LOGITS = {**INPUTS, "train.negatives": 3, "evaluate.negatives": 3, "prompts.max_tokens": 256}
+LOGITS |= {"train.batch": 8, "vocab": 131_072}
 
 
 class Words(made.Tokens):
@@ -37,8 +51,11 @@ class Words(made.Tokens):
 class Case:
     """A configuration over made data."""
 
-    def __init__(self, changes: dict[str, Any], **sizes: Any):
-        self.cfg = cfg = config.apply(config.Config(), {**TITLE, "train.parts": 1, **changes})
+    def __init__(self, changes: dict[str, Any]):
+        """changes: of settings, and of the shape of the backbone."""
+        sizes = {name: x for name, x in changes.items() if "." not in name}
+        settings = {name: x for name, x in changes.items() if "." in name}
+        self.cfg = cfg = config.apply(config.Config(), {**TITLE, "train.parts": 1, **settings})
         self.llama = replace(BACKBONE, writes=True, **sizes)
         dataset = random_dataset(users=40, items=60)
         tokenizer: Any = Words(self.llama.vocab)
@@ -96,9 +113,8 @@ class Case:
         """Bytes of reading the longest rows: estimated, and by XLA's account, without arguments."""
         (model, params), (llama, frozen) = self.model, self.backbone
         cfg, most = self.cfg.evaluate, int(self.titles.asked(self.judged[1]).max())
-        batches = loaders.encoding_batches(
-            self.prompts, cfg.batch, self.mesh.parts, cfg.shapes, outs=most
-        )
+        options = cfg.batch, self.mesh.parts, cfg.shapes
+        batches = loaders.encoding_batches(self.prompts, *options, outs=most)
         batch = max((batch for _, batch in batches), key=lambda batch: batch.ids.size)
         wrapped = parallel.encode_wrapper(titles.encoder(model, llama), self.mesh)
         whole = self.lowered(wrapped, params, frozen, batch)
@@ -106,32 +122,74 @@ class Case:
         return needs.encoding, whole - needs.weights - needs.trained // 3 - needs.teacher
 
 
-if __name__ == "__main__":
-    import sys, json
-    C = {"prompts.max_tokens": 640}
-    EVERY = {"lora.rank": 16, "lora.targets": tuple(TARGETS)}
-    S = {"prompts.item_repr": True, "prompts.user_repr": True, "lora.rank": 0, "lora.targets": ("q_proj", "v_proj"), "lora.alpha":16.0,"lora.dropout":0.05}
-    A = {n: v for n, v in PRESETS["a_llmrec"].items() if n.startswith("prompts")} 
-    cases = {
-      "base": (C, {}),
-      "vocab": (C, dict(vocab=32768)),
-      "vocab bf16": ({**C, "llm.dtype": "bf16"}, dict(vocab=32768)),
-      "untied vocab": (C, dict(vocab=32768, tied=False)),
-      "parts2": ({**C, "train.parts": 2}, {}),
-      "inputs": ({**C, "llm.remat": "inputs"}, {}),
-      "none": ({**C, "llm.remat": "none"}, {}),
-      "every": ({**C, **EVERY}, {}),
-      "every inputs vocab parts": ({**C, **EVERY, "llm.remat": "inputs", "train.parts": 4}, dict(vocab=32768)),
-      "slots": ({**C, "prompts.item_repr": True, "prompts.user_repr": True}, {}),
-      "groups": ({**C, "train.length_groups": 3}, {}),
-      "long": ({}, {}),
-      "w8": ({**C, "llm.quant": "w8"}, {}),
-      "shared": ({**C, "mesh.devices": 4, "mesh.fsdp": 2, "mesh.tensor": 2}, dict(vocab=32768)),
-    }
-    for name in sys.argv[1:] or cases:
-        c, sizes = cases[name]
-        case = Case(c, **sizes)
-        e, x = case.estimated(), case.counted()
-        f, g = case.encoding()
-        n = case.job.needs(case.cfg.train.parts, "recompute", case.batches.shapes[-1])
-        print(f"{name:26} step {e/x:.3f} ({e>>20} vs {x>>20} MiB)  encoding {f/g:.3f} ({f>>20} vs {g>>20})", case.batches.shapes[-1], case.job.most, case.job.asked, n.weights>>20, n.trained>>20, n.step>>20, flush=True)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora.rank": 2, "llm.quant": "w8", **SLOTS},
+        LOGITS,
+        *(
+            pytest.param(changes, marks=pytest.mark.slow)
+            for changes in (
+                {},
+                {"vocab": 32_768, "tied": False, "train.length_groups": 3},
+                {"vocab": 32_768, "llm.dtype": "bf16"},
+                {"vocab": 32_768, "train.parts": 4, **INPUTS, **EVERY},
+                {"llm.remat": "none"},
+                {"vocab": 32_768, "mesh.devices": 4, "mesh.fsdp": 2, "mesh.tensor": 2},
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_the_estimate_is_within_15_percent(changes):
+    case = Case(changes)
+    assert case.estimated() == pytest.approx(case.counted(), rel=0.15)
+    told, counted = case.encoding()
+    assert told == pytest.approx(counted, rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def job() -> TitleJob:
+    """A 1B backbone; a thousand rows, one of which is long; 20 candidates are judged together."""
+    changes = {"train.batch": 8, "train.length_groups": 2, "train.shapes": 4, "llm.dtype": "bf16"}
+    changes |= {"llm.item_store": "auto", "train.parts": 0}
+    cfg, rng = config.apply(config.Config(), {**TITLE, **changes}), np.random.default_rng(0)
+    lengths = np.append(rng.integers(300, 600, 999), 1200)
+    judged, llama = rng.integers(900, 1500, 50), llama_config.size("llama-3.2-1b")
+    llama = replace(llama, writes=True)
+    return TitleJob(cfg, llama, 1, 8, 100, 40, lengths, 2048, 40, judged, 20 * 40)
+
+
+def choose(job: TitleJob, size: float, **changes: Any) -> memory_plan.Plan:
+    """On a device with `size` bytes and the margin."""
+    limit = memory_plan.MARGIN * size / GIB
+    mesh = parallel.make_mesh(config.Mesh(devices=1))
+    return memory_plan.choose(job.changed({**changes, "mesh.memory_gib": limit}), mesh)
+
+
+def test_as_few_parts_as_fit_and_no_store(job):
+    totals = {parts: job.needs(parts, "recompute").total for parts in (1, 2, 4)}
+    assert totals[1] > totals[2] > totals[4]
+    for parts, total in totals.items():
+        plan = choose(job, total + 1)
+        assert (plan.parts, plan.item_store, plan.needs.total) == (parts, "recompute", total)
+    assert job.worst(1, "recompute") > totals[1]
+    assert not choose(job, totals[2] + 1, **{"train.parts": 1}).fits
+
+
+def test_advice_is_of_what_title_generation_has(job):
+    plan = choose(job, 0.7 * job.needs(1, "recompute").total, **{"train.parts": 1})
+    assert not plan.fits and plan.advice
+    advice = "\n".join(plan.advice)
+    assert "--config.train.parts=" in advice and "item_store" not in advice
+
+
+def test_what_predicts_tokens_is_counted(job):
+    """An lm_head of its own; no heads train; all that is asked for at once in validations."""
+    llama, plain = job.llama, job.needs(1, "recompute")
+    untied = replace(job, llama=replace(llama, tied=False)).needs(1, "recompute")
+    assert untied.weights - plain.weights == 2 * llama.vocab * llama.d
+    widths = 2 * llama.d + llama.heads * llama.head_dim + llama.kv_heads * llama.head_dim
+    assert plain.trained == 3 * 4 * llama.layers * job.cfg.lora.rank * widths
+    more = replace(job, asked=2 * job.asked).needs(1, "recompute")
+    assert more.encoding > 1.2 * plain.encoding and more.step == plain.step

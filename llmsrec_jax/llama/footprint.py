@@ -83,11 +83,11 @@ class Footprint:
                 total += self.itemsize * math.prod(sizes)
         return total
 
-    @property
-    def predictor(self) -> int:
-        """Of what predicts tokens, on top of `weights`: a copy of all its columns, or in the dtype in which it is multiplied."""
-        table, alone = self.whole.vocab * self.whole.d, math.prod(self.cut.values()) == 1
-        return 0 if alone and self._b == self.itemsize else table * self._b
+    def predictor(self, backward: bool) -> int:
+        """Of what predicts tokens, on top of `weights`: all its columns, if shared out; for the backward pass also in float32."""
+        table, shared = self.whole.vocab * self.whole.d, math.prod(self.cut.values()) > 1
+        widened = backward and self.itemsize < FP32
+        return table * (shared * self.itemsize + widened * FP32)
 
     def _sizes(self, name: str, shape: Sequence[int]) -> list[int]:
         """`shape` of a device's part."""
