@@ -13,7 +13,9 @@ from llmsrec_jax.memory import FP32, Job, Needs, steps_of
 from llmsrec_jax.prompts import layout, plan
 from llmsrec_jax.prompts.titles import Question, TitlePrompts
 
-TILES = 2  # of logits at a time in the backward pass: themselves and their gradients; forward it is one
+TILES = (
+    2  # of logits at a time in the backward pass: themselves and their gradients; forward it is one
+)
 HIDDEN = 3  # float32 [Q, D]: hidden states, as they are multiplied, and their gradients
 
 
@@ -92,7 +94,7 @@ class TitleJob(Job):
 
     def _encoding(self, grid: layout.Shape) -> int:
         tails = [(grid.rows, 0, grid.live)]
-        one = Pass(tails, (), 0, grid.rows * grid.live, self.asked)
+        one = Pass(tails, (), 0, grid.rows * grid.live, self.asked, branches=True)
         return self._llm.forward(one, self._predicted(grid.rows * self.asked, backward=False))
 
     def _predicted(self, asked: int, *, backward: bool) -> int:

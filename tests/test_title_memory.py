@@ -148,6 +148,17 @@ def test_the_estimate_is_within_15_percent(changes):
     assert told == pytest.approx(counted, rel=0.15)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["names", "none"])
+def test_the_estimate_where_attention_is_not_row_by_row(remat, monkeypatch):
+    """As on accelerators."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    case = Case({"llm.remat": remat})
+    assert case.estimated() == pytest.approx(case.counted(), rel=0.15)
+    told, counted = case.encoding()
+    assert told == pytest.approx(counted, rel=0.15)
+
+
 @pytest.fixture(scope="module")
 def job() -> TitleJob:
     """A 1B backbone; a thousand rows, one of which is long; 20 candidates are judged together."""

@@ -43,6 +43,7 @@ class Pass(NamedTuple):
     prefix: int  # tokens of them
     live: int
     asked: int = 1  # at most so many tokens of a row of tails leave the last layer
+    branches: bool = False  # of tails hide from each other
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ class Footprint:
 
     def forward(self, one: Pass, after: int = 0) -> int:
         """Of prefixes, then tails, without a backward pass. after: as for `training`."""
-        moments = self._forward(one.prefixes, one.prefix), self._forward(one.tails, one.live)
+        pairs = [self._pairs(self._at_once(grid)) for grid in one.tails if one.branches]
+        tails = self._forward(one.tails, one.live) + FP32 * sum(pairs)  # masks, of all layers
+        moments = self._forward(one.prefixes, one.prefix), tails
         return self._keys(one.prefix) + self._cut_out + max(*moments, self._last(one, after))
 
     def _last(self, one: Pass, after: int) -> int:
