@@ -25,6 +25,8 @@ TITLE, AROUND = (
     15,
 )  # tokens of a title and of what stands around it in a prompt; means of Amazon's
 OUTRO = 30
+LISTED = TITLE + 4  # of a candidate in a prompt, with what parts it from the next one
+ANSWER = TITLE + 1
 # measured rates of whole prompts and of the teacher's windows, as shares of the matmul peak (BUILD_NOTES.md)
 LLM_SHARE, TEACHER_SHARE = 1.0, 0.03
 LIVE_SHARE = (
@@ -116,16 +118,34 @@ def _alignment(work: Work, known: Sizes) -> Operations:
 
 def _encode(work: Work, known: Sizes, users: float, items: float, backward: bool = False) -> float:
     """Operations of so many user and item prompts."""
-    cfg, shape = work.cfg.prompts, work.keys.backbone[0]
+    live = work.cfg.lora.trains  # no token is constant: there are no shortcuts
+    cost = partial(_prompt, work, backward=backward, live=live)
+    return users * cost(_history(work, known)) + items * cost(TITLE + AROUND)
+
+
+def _read(
+    work: Work, known: Sizes, users: float, listed: int, answers: int, backward: bool = False
+) -> float:
+    """Operations of so many prompts that list candidates, with some of their titles as answers (E1). All is live, as it is computed."""
+    shape = work.keys.backbone[0]
+    tokens = _history(work, known, listed * LISTED + ANSWER) + (answers - 1) * ANSWER
+    predicted = 2 * shape.vocab * shape.d * answers * ANSWER * (TRAINED if backward else 1)
+    return users * (_prompt(work, tokens, backward, True) + predicted / LLM_SHARE)
+
+
+def _history(work: Work, known: Sizes, more: int = 0) -> int:
+    """Tokens of a user's prompt, `more` of which are no history."""
+    cfg = work.cfg.prompts
     shown = min(known.length, cfg.history_len)
-    user = int(min(cfg.max_tokens, OUTRO + shown * (TITLE + AROUND)))
-    live = backward and work.cfg.lora.trains  # no token is constant: there are no shortcuts
+    return int(min(cfg.max_tokens, OUTRO + shown * (TITLE + AROUND) + more))
 
-    def cost(tokens: int) -> float:
-        whole = flops.whole(shape, np.array([tokens]), backward=backward)
-        return whole + _lora(work.cfg.lora, shape, tokens) * (TRAINED if backward else 1)
 
-    return (users * cost(user) + items * cost(TITLE + AROUND)) / (LIVE_SHARE if live else LLM_SHARE)
+def _prompt(work: Work, tokens: int, backward: bool, live: bool) -> float:
+    """Operations of one. live: no token of it is constant in training."""
+    lora, shape = work.cfg.lora, work.keys.backbone[0]
+    whole = flops.whole(shape, np.array([tokens]), backward=backward)
+    cost = whole + _lora(lora, shape, tokens) * (TRAINED if backward else 1)
+    return cost / (LIVE_SHARE if backward and live else LLM_SHARE)
 
 
 def _lora(lora: config.Lora, shape: LlamaConfig, tokens: int) -> float:
@@ -141,7 +161,7 @@ def _tested(work: Work, known: Sizes) -> int:
 
 
 def _training(work: Work, known: Sizes) -> Operations:
-    cfg, train, of = work.cfg, work.cfg.train, partial(_encode, work, known)
+    cfg, train = work.cfg, work.cfg.train
     checkpoints = work.stage("checkpoints", TRAIN)
     if checkpoints.finished:
         return {}
@@ -149,14 +169,28 @@ def _training(work: Work, known: Sizes) -> Operations:
     samples = users * max(known.length - 3, 1) if train.targets == "all" else users
     valid = min(cfg.evaluate.validation_users or known.users, known.users)
     seen = min(known.items, valid * (1 + cfg.evaluate.negatives))
-    steps = of(samples, samples * (1 + train.negatives), True)
-    whole = train.epochs * (steps + train.validations_per_epoch * of(valid, seen))
+    candidates = 1 + train.negatives
+    if cfg.prompts.retrieves:
+        steps = _encode(work, known, samples, samples * candidates, True)
+    else:
+        steps = _read(work, known, samples, candidates, 1, True)
+    validations = train.validations_per_epoch * _judged(work, known, valid, seen)
+    whole = train.epochs * (steps + validations)
     return {checkpoints.folder: whole}
 
 
+def _judged(work: Work, known: Sizes, users: float, items: float) -> float:
+    """Operations of so many users and, where they are retrieved, items; else of all candidates of every user."""
+    if work.cfg.prompts.retrieves:
+        return _encode(work, known, users, items)
+    candidates = 1 + work.cfg.evaluate.negatives
+    return _read(work, known, users, candidates, candidates)
+
+
 def _vectors(work: Work, known: Sizes) -> Operations:
-    of, found = partial(_encode, work, known), {}
-    tested, vectors = _tested(work, known), work.stage("vectors", VECTORS)
+    of, found = partial(_judged, work, known), {}
+    name = "vectors" if work.cfg.prompts.retrieves else "titles"
+    tested, vectors = _tested(work, known), work.stage(name, VECTORS)
     if not vectors.finished:
         found[vectors.folder] = of(tested, known.items)
     for number in range(1, work.cfg.order.permutations + 1):

@@ -1,15 +1,17 @@
 """What training needs of every device's memory, told from shapes alone, before anything is loaded or compiled.
 
 The step that counts is the dearest of those that simulated batches take. One of only the longest prompts, which hardly ever
-comes, may need more (`Job.worst`). What passes through the LLM need is in llama/footprint.py, with what is assumed of devices
+comes, may need more (`Job.worst`). Retrieval is here, title generation in title_memory.py. What passes through the LLM need is in llama/footprint.py, with what is assumed of devices
 that were not measured.
 """
 
 import math
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -63,85 +65,44 @@ class Needs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(ABC):
     """What is to be trained, as far as memory goes."""
 
     cfg: config.Config
     llama: LlamaConfig
-    users: Trunks  # of all training prompts, as they are encoded
-    items: plan.Lengths  # of the whole catalogue, alike
     devices: int
     batch: int  # samples per step, over all devices
     steps: int  # 0: training is over, vectors are still to be made
-    _planned: dict[Any, Any] = field(default_factory=dict)  # a cache
+    _planned: dict[Any, Any] = field(default_factory=dict, kw_only=True)  # a cache
 
-    @classmethod
-    def of(
-        cls,
-        cfg: config.Config,
-        backbone: tuple[LlamaConfig, Path | None],
-        builder: PromptBuilder,
-        samples: Samples,
-        mesh: parallel.DeviceMesh,
-        over: bool = False,
-    ) -> "Job":
-        """backbone: as `llama.config.locate` finds it. over: there is no training any more."""
-        llama, folder = backbone
-        if folder is None:  # a random one has the vocabulary of the tokenizer
-            llama = replace(llama, vocab=builder.tokenizer.vocab_size)
-        items = builder.items(np.arange(1, samples.dataset.catalog.size))
-        batch = min(cfg.train.batch, len(samples))
-        return cls(
-            cfg,
-            llama,
-            Trunks.of(builder, samples),
-            (items.prefix_len, items.live_lengths),
-            mesh.mesh.size,
-            batch,
-            0 if over else cfg.train.epochs * (len(samples) // batch),
-        )
+    @abstractmethod
+    def needs(self, parts: int, store: str, shape: Any = None) -> Needs:
+        """With `parts` passes per step and the item store `store`. shape: of the step; None = the dearest that is likely to come."""
+
+    @abstractmethod
+    def _shapes(self, parts: int, store: str) -> tuple[Sequence[Any], Any]:
+        """Those that are likely to come, and the one that holds any pass."""
+
+    def worst(self, parts: int, store: str) -> int:
+        """Bytes in all, with a step of only the longest prompts."""
+        return self.needs(parts, store, self._shapes(parts, store)[1]).total
+
+    @property
+    def prefixes(self) -> int:
+        """Bytes of those of all items."""
+        return 0
+
+    @property
+    def reads(self) -> float:
+        """How often training reads an item's prefix."""
+        return 0.0
 
     @property
     def rows(self) -> int:
         """Samples per device and step; a run that only encodes needs no even ones."""
         return max(1, self.batch * self.cfg.mesh.tensor // self.devices)
 
-    @property
-    def prefixes(self) -> int:
-        """Bytes of those of all items."""
-        return self._stored(int(self.items[0].sum()))
-
-    def needs(self, parts: int, store: str, shape: plan.StepShape | None = None) -> Needs:
-        """With `parts` passes per step and the item store `store`. shape: of the step; None = the dearest that is likely to come."""
-        shapes = self._shapes(parts, store)[0] if shape is None else [shape]
-        kept, llm = store != "recompute", self._llm
-        step = max(shapes, key=lambda one: self._step(one, kept))
-        longest = max(1, int(self.items[0].max()))
-        block = max(stores.BLOCK_TOKENS, longest)  # of prefixes, to fill the store
-        filled = Pass((), [(block // longest, 0, longest)], block, 0)
-        brought = self._stored(step.item_tokens.prefix) if store == "host" else 0
-        return Needs(
-            weights=llm.weights,
-            teacher=(len(self.items[0]) + 1) * self.cfg.item_width * FP32,
-            trained=3 * self._gradients,
-            store=self.prefixes + self._stored(block) if store == "hbm" else 0,
-            batch=parts * (brought + self._numbers(step, kept)),
-            step=self._step(step, kept),
-            filling=llm.forward(filled) + self._stored(block) if kept else 0,
-            encoding=max(
-                *(
-                    self._encoding(grid, "recompute")
-                    for grid in self._blocks(self.users.lengths, False)
-                ),
-                *(self._encoding(grid, store) for grid in self._blocks(self.items, kept)),
-            ),
-        )
-
-    def worst(self, parts: int, store: str) -> int:
-        """Bytes in all, with a step of only the longest prompts."""
-        return self.needs(parts, store, self._shapes(parts, store)[1]).total
-
-    def changed(self, changes: dict[str, Any]) -> "Job":
+    def changed(self, changes: dict[str, Any]) -> Self:
         """With other settings, on as many devices as they take.
 
         Raises:
@@ -166,28 +127,124 @@ class Job:
     @property
     def _gradients(self) -> int:
         """Bytes of everything that trains."""
-        widths, head = (self.cfg.teacher.d, self.llama.d), self.cfg.head
-        variant = llm4rec.variant(self.cfg, self.llama)
-        options = (
-            *widths,
-            self.cfg.item_width,
-            *map(astuple, (head, self.cfg.prompts, self.cfg.lora)),
-        )
+        cfg = self.cfg
+        settings = map(astuple, (cfg.head, cfg.prompts, cfg.lora))
+        options = cfg.teacher.d, self.llama.d, cfg.item_width, *settings
         if options not in self._planned:
-            new = lambda: llm4rec.LLMSRec(*widths, head, (0.0, 1.0), nnx.Rngs(params=0), *variant)
+            new = lambda: llm4rec.of(cfg, self.llama, (0.0, 1.0), nnx.Rngs(params=0))
             params = jax.tree.leaves(nnx.state(nnx.eval_shape(new)))
             self._planned[options] = FP32 * sum(math.prod(x.shape) for x in params)
         return self._planned[options]
+
+    def _passes(self, parts: int) -> int:
+        """How many of training are simulated, to see which shapes come."""
+        return min(PASSES, max(self.steps, 1) * self.devices * parts)
+
+    def _trained(self, one: Pass, slots: int, after: int = 0) -> int:
+        """Of the backward pass of `one`: activations of the LLM, those of the slots' projections, and gradients.
+
+        after: bytes of what is made of the hidden states, as for `Footprint.training`.
+        """
+        lora, remat = self.cfg.lora, self.cfg.llm.remat
+        activations = self._llm.training(one, remat, after)
+        if lora.trains:
+            names = [TARGETS[target] for target in lora.targets]
+            dropped = lora.dropout > 0
+            activations += self._llm.lora(one, names, lora.rank, dropped=dropped, remat=remat)
+        return self._gradients + PROJECTED * slots * self.llama.d * FP32 + activations
+
+    def _blocks(self, lengths: plan.Lengths, kept: bool) -> set[layout.Shape]:
+        """Of prompts to encode, in validations."""
+        planned, cfg = plan.plan_stored if kept else plan.plan_sorted, self.cfg.evaluate
+        options = (id(lengths[1]), kept, cfg.batch, cfg.shapes)
+        if options not in self._planned:
+            blocks = planned(*lengths, cfg.batch, cfg.shapes)
+            self._planned[options] = {shape for _, shape in blocks}
+        return self._planned[options]
+
+
+def steps_of(cfg: config.Config, samples: int) -> tuple[int, int]:
+    """(samples per step, steps in all)."""
+    batch = min(cfg.train.batch, samples)
+    return batch, cfg.train.epochs * (samples // batch)
+
+
+def located(backbone: tuple[LlamaConfig, Path | None], vocabulary: int) -> LlamaConfig:
+    """The shape of a backbone, as `llama.config.locate` finds it: a random one has the vocabulary of the tokenizer."""
+    llama, folder = backbone
+    return replace(llama, vocab=vocabulary) if folder is None else llama
+
+
+@dataclass(frozen=True)
+class RetrievalJob(Job):
+    """Prompts of users and of items."""
+
+    users: Trunks  # of all training prompts, as they are encoded
+    items: plan.Lengths  # of the whole catalogue, alike
+
+    @classmethod
+    def of(
+        cls,
+        cfg: config.Config,
+        backbone: tuple[LlamaConfig, Path | None],
+        builder: PromptBuilder,
+        samples: Samples,
+        mesh: parallel.DeviceMesh,
+        over: bool = False,
+    ) -> "RetrievalJob":
+        """backbone: as `located` takes it. over: there is no training any more."""
+        items = builder.items(np.arange(1, samples.dataset.catalog.size))
+        batch, steps = steps_of(cfg, len(samples))
+        return cls(
+            cfg,
+            located(backbone, builder.tokenizer.vocab_size),
+            mesh.mesh.size,
+            batch,
+            0 if over else steps,
+            Trunks.of(builder, samples),
+            (items.prefix_len, items.live_lengths),
+        )
+
+    @property
+    def prefixes(self) -> int:
+        return self._stored(int(self.items[0].sum()))
+
+    @property
+    def reads(self) -> float:
+        return self.steps * self.batch * (1 + self.cfg.train.negatives) / len(self.items[0])
+
+    def needs(self, parts: int, store: str, shape: plan.StepShape | None = None) -> Needs:
+        shapes = self._shapes(parts, store)[0] if shape is None else [shape]
+        kept, llm = store != "recompute", self._llm
+        step = max(shapes, key=lambda one: self._step(one, kept))
+        longest = max(1, int(self.items[0].max()))
+        block = max(stores.BLOCK_TOKENS, longest)  # of prefixes, to fill the store
+        filled = Pass((), [(block // longest, 0, longest)], block, 0)
+        brought = self._stored(step.item_tokens.prefix) if store == "host" else 0
+        return Needs(
+            weights=llm.weights,
+            teacher=(len(self.items[0]) + 1) * self.cfg.item_width * FP32,
+            trained=3 * self._gradients,
+            store=self.prefixes + self._stored(block) if store == "hbm" else 0,
+            batch=parts * (brought + self._numbers(step, kept)),
+            step=self._step(step, kept),
+            filling=llm.forward(filled) + self._stored(block) if kept else 0,
+            encoding=max(
+                *(
+                    self._encoding(grid, "recompute")
+                    for grid in self._blocks(self.users.lengths, False)
+                ),
+                *(self._encoding(grid, store) for grid in self._blocks(self.items, kept)),
+            ),
+        )
 
     def _stored(self, tokens: int) -> int:
         """Bytes of prefixes in a store."""
         return stores.nbytes(self.llama, tokens, stores.kept_as(self.cfg.llm))
 
     def _shapes(self, parts: int, store: str) -> tuple[list[plan.StepShape], plan.StepShape]:
-        """Those that are likely to come, and the one that holds any pass."""
         cfg, seed, rows = self.cfg.train, self.cfg.seed, self.rows // parts
-        passes = min(PASSES, max(self.steps, 1) * self.devices * parts)
-        kept = store != "recompute"
+        kept, passes = store != "recompute", self._passes(parts)
         lora = self.cfg.lora
         options = (rows, cfg.negatives, cfg.length_groups, cfg.shapes, passes, kept, lora.trains)
         if options not in self._planned:
@@ -198,7 +255,6 @@ class Job:
         return self._planned[options]
 
     def _step(self, step: plan.StepShape, kept: bool) -> int:
-        """Of the backward pass: activations of the LLM, those of the slots' projections, and gradients."""
         made = step.users if kept else (*step.users, *step.items)
         one = Pass(
             (*step.users, *step.items),
@@ -210,14 +266,7 @@ class Job:
         prompts = self.cfg.prompts
         slots = (users * prompts.history_len + items) * prompts.item_repr
         slots += users * prompts.user_repr
-        projected = PROJECTED * slots * self.llama.d * FP32
-        lora, remat = self.cfg.lora, self.cfg.llm.remat
-        activations = self._llm.training(one, remat)
-        if lora.trains:
-            names = [TARGETS[target] for target in lora.targets]
-            dropped = lora.dropout > 0
-            activations += self._llm.lora(one, names, lora.rank, dropped=dropped, remat=remat)
-        return self._gradients + projected + activations
+        return self._trained(one, slots)
 
     def _numbers(self, step: plan.StepShape, kept: bool) -> int:
         """Bytes of a part's tokens and of what is told of them (batch.PromptBatch)."""
@@ -234,15 +283,6 @@ class Job:
         """Bytes of what each token of a part's users does not see, where their prompts share rows."""
         places = sum(grid.rows * grid.live for grid in step.users)
         return 8 * places if self.users.most > 1 else 0
-
-    def _blocks(self, lengths: plan.Lengths, kept: bool) -> set[layout.Shape]:
-        """Of prompts to encode, in validations."""
-        planned, cfg = plan.plan_stored if kept else plan.plan_sorted, self.cfg.evaluate
-        options = (id(lengths[1]), kept, cfg.batch, cfg.shapes)
-        if options not in self._planned:
-            blocks = planned(*lengths, cfg.batch, cfg.shapes)
-            self._planned[options] = {shape for _, shape in blocks}
-        return self._planned[options]
 
     def _encoding(self, grid: layout.Shape, store: str) -> int:
         prefix, live = grid.rows * grid.prefix, grid.rows * grid.live

@@ -117,8 +117,7 @@ def _stores(job: Job, limit: int | None, host: int | None) -> list[str]:
     kept = ["hbm", "host"] if roomy else ["hbm"]
     if llm.item_store_dtype != "auto":  # rounded: those that are computed again are other ones
         return kept
-    reads = job.steps * job.batch * (1 + job.cfg.train.negatives)
-    pays = reads > len(job.items[0]) and mesh.tensor == 1 and limit is not None
+    pays = job.reads > 1 and mesh.tensor == 1 and limit is not None
     return [*kept, "recompute"] if pays else ["recompute"]
 
 

@@ -105,7 +105,9 @@ def validate(config: Config) -> None:
     _check_titles(config)
     _check_teacher(config)
     if config.train.curriculum and not config.prompts.item_repr:
-        raise ValueError("train.curriculum: prompts.item_repr=False shows no item embeddings at all")
+        raise ValueError(
+            "train.curriculum: prompts.item_repr=False shows no item embeddings at all"
+        )
     llm, rounded = config.llm, config.llm.item_store_dtype != "auto"
     if llm.revision and llm.path.startswith("random:"):
         raise ValueError(f"llm.revision={llm.revision!r}: {llm.path} has no revisions")

@@ -35,10 +35,7 @@ class TitleBatches:
         self.rows = per_device(self.order.batch, devices, "train.batch")
         self.parts = parts_of(self.rows, cfg.train.parts or 1)
         lengths = titles.lengths(samples, self.question(every, 0))
-        self.shapes = plan.plan_windows(
-            np.append(lengths, titles.longest),  # other epochs show other candidates
-            *(self.rows // self.parts, cfg.train.length_groups, cfg.train.shapes, cfg.seed),
-        )
+        self.shapes = planned(lengths, titles.longest, self.rows // self.parts, cfg)
 
     def __call__(self, step: int) -> TitleBatch:
         """Arrays [own devices, ...]."""
@@ -54,15 +51,8 @@ class TitleBatches:
         return parallel.stack(shards)
 
     def question(self, rows: np.ndarray, epoch: int) -> Question:
-        """Of samples [n]: candidates and the target, in an order of their own in every epoch."""
-        samples, cfg = self.samples, self.cfg
-        options = cfg.train.negatives, cfg.train.exclude, cfg.seed
-        negatives = sampling.train_negatives(samples, rows, epoch, *options)
-        targets = samples.targets[rows][:, None]
-        candidates = np.concatenate([targets, negatives], axis=1)
-        told = epoch, samples.later[rows]
-        order = sampling.shown(samples.users[rows], candidates.shape[1], cfg.seed, "train", *told)
-        return Question(np.take_along_axis(candidates, order, axis=1), targets)
+        """Of samples [n]."""
+        return asked_in_training(self.samples, rows, epoch, self.cfg)
 
     def _shard(
         self,
@@ -91,6 +81,28 @@ class TitleBatches:
                 np.split(np.arange(len(prompts)), ends), shape, strict=True
             )
         ]
-        cfg = self.cfg
-        each = (cfg.prompts.history_len + 1 + cfg.train.negatives) * cfg.prompts.item_repr
-        return layout.fill(groups, len(prompts) * each)
+        return layout.fill(groups, slots_of(len(prompts), self.cfg))
+
+
+def asked_in_training(
+    samples: Samples, rows: np.ndarray, epoch: int, cfg: config.Config
+) -> Question:
+    """Of samples `rows` [n]: candidates and the target, in an order of their own in every epoch."""
+    options = cfg.train.negatives, cfg.train.exclude, cfg.seed
+    negatives = sampling.train_negatives(samples, rows, epoch, *options)
+    targets = samples.targets[rows][:, None]
+    candidates = np.concatenate([targets, negatives], axis=1)
+    told = epoch, samples.later[rows]
+    order = sampling.shown(samples.users[rows], candidates.shape[1], cfg.seed, "train", *told)
+    return Question(np.take_along_axis(candidates, order, axis=1), targets)
+
+
+def planned(lengths: np.ndarray, longest: int, rows: int, cfg: config.Config) -> list[plan.Windows]:
+    """The shapes of passes of `rows` prompts of these lengths, int [n]; other epochs show other candidates."""
+    every = np.append(lengths, longest)
+    return plan.plan_windows(every, rows, cfg.train.length_groups, cfg.train.shapes, cfg.seed)
+
+
+def slots_of(rows: int, cfg: config.Config) -> int:
+    """Items in so many prompts that their embeddings stand for, at most."""
+    return rows * (cfg.prompts.history_len + 1 + cfg.train.negatives) * cfg.prompts.item_repr

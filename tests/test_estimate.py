@@ -5,6 +5,7 @@ import pytest
 
 from llmsrec_jax import config, estimate, pipeline
 from llmsrec_jax.llama import flops
+from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.writer import Writer
 from tests.systems import tiny
 from tests.text import folders
@@ -74,6 +75,27 @@ def test_lora_trains_through_every_token(tmp_path):
     steps = 80 * (cost(user, 3) + 2 * cost(item, 3)) / estimate.LIVE_SHARE
     assert tallrec == pytest.approx(steps + 20 * cost(user, 1) + 144 * cost(item, 1))
     assert tallrec > 1.5 * frozen
+
+
+def test_title_generation_lists_candidates_and_answers(tmp_path):
+    """In training one title behind a prompt, then those of all candidates; no item prompt. What is read takes no more time."""
+    title = {**PRESETS["tallrec"], **PRESETS["title"], "lora.rank": 2, "lora.targets": ("q_proj",)}
+    cfg = pipeline.settled(tiny({**title, "train.validations_per_epoch": 1}))
+    run = pipeline.Run(cfg, tmp_path, Writer(tmp_path))
+    found = estimate.operations(run, True) or {}
+    by_name = {folder.parent.name: n for folder, n in found.items()}
+    shape, none = run.work.keys.backbone[0], np.array([0])
+
+    def cost(answers: int, times: int) -> float:
+        n = np.array([30 + 3 * 45 + 20 * 34 + answers * 31])
+        whole = flops.whole(shape, n, backward=times > 1)
+        return whole + times * flops.lora(shape, 2, ["q"], none, n)
+
+    logits = 2 * shape.vocab * shape.d * 31
+    read = cost(20, 1) + 20 * logits
+    steps = 80 * (cost(1, 3) / estimate.LIVE_SHARE + 3 * logits)
+    assert by_name["checkpoints"] == pytest.approx(steps + 20 * read)
+    assert by_name["titles"] == pytest.approx(40 * read) and "vectors" not in by_name
 
 
 def plain(folder) -> estimate.Operations:

@@ -20,7 +20,7 @@ from llmsrec_jax.llama.model import Llama, shapes
 from llmsrec_jax.llama.quant import Quantised
 from llmsrec_jax.llama.sharding import Sharding
 from llmsrec_jax.loaders import LLMBatches
-from llmsrec_jax.memory import GIB, Job
+from llmsrec_jax.memory import GIB, RetrievalJob
 from llmsrec_jax.models import llm4rec
 from llmsrec_jax.stores import ItemStore
 
@@ -39,8 +39,10 @@ EVERY = {"lora.rank": 16, "lora.targets": tuple(TARGETS)}
 Shape = jax.ShapeDtypeStruct
 
 
-def abstract_llama(cfg: config.LLM, sharding: Sharding) -> tuple[nnx.GraphDef, nnx.State]:
-    """BACKBONE, of shapes alone."""
+def abstract_llama(
+    cfg: config.LLM, sharding: Sharding, backbone: LlamaConfig = BACKBONE
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Of shapes alone."""
     dtype = weights.compute_dtype(cfg.dtype)
 
     def weight(name: str, shape: tuple[int, ...]) -> Any:
@@ -50,8 +52,15 @@ def abstract_llama(cfg: config.LLM, sharding: Sharding) -> tuple[nnx.GraphDef, n
         scale = Shape((shape[0], *shape[1 + inputs :]), jnp.float32)
         return Quantised(Shape(shape, jnp.int8), scale, cfg.quant == "w8a8")
 
-    found = {name: weight(name, shape) for name, shape in shapes(BACKBONE).items()}
-    return nnx.split(Llama(BACKBONE, found, sharding))
+    found = {name: weight(name, shape) for name, shape in shapes(backbone).items()}
+    return nnx.split(Llama(backbone, found, sharding))
+
+
+def account(program: Any) -> int:
+    """Bytes that a compiled program needs, by XLA's account."""
+    found = program.memory_analysis()
+    sizes = found.argument_size_in_bytes + found.temp_size_in_bytes
+    return sizes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 
 class Case:
@@ -64,7 +73,7 @@ class Case:
         users, self.cfg = data.dataset.eligible("train"), cfg
         samples = Samples.of(data.dataset, users, cfg.train.targets)
         self.mesh = parallel.make_mesh(cfg.mesh)
-        self.job = Job.of(cfg, (BACKBONE, None), data.builder, samples, self.mesh)
+        self.job = RetrievalJob.of(cfg, (BACKBONE, None), data.builder, samples, self.mesh)
         store = None
         if cfg.llm.item_store == "hbm":
             lengths = data.builder.items(np.arange(1, data.dataset.catalog.size)).prefix_len
@@ -82,10 +91,7 @@ class Case:
     def counted(self) -> int:
         """Bytes, by XLA's account, of the step that holds any batch."""
         llama, frozen = abstract_llama(self.cfg.llm, self.mesh.weights)
-        new = lambda: llm4rec.LLMSRec(
-            *(self.cfg.teacher.d, BACKBONE.d, self.cfg.head, (0.0, 1.0), nnx.Rngs(params=0)),
-            *llm4rec.variant(self.cfg, BACKBONE),
-        )
+        new = lambda: llm4rec.of(self.cfg, BACKBONE, (0.0, 1.0), nnx.Rngs(params=0))
         model, params = nnx.split(nnx.eval_shape(new))
         state = jax.eval_shape(lambda params: train.init_state(params, 1e-4, 0.98), params)
         step = partial(train.llm_step, model=model, llama=llama, cfg=self.cfg, axis=self.mesh.axis)
@@ -94,10 +100,9 @@ class Case:
         batch = jax.tree.map(lambda x: Shape((self.mesh.parts, *x.shape), x.dtype), batch)
         key = jax.eval_shape(lambda: jax.random.key(0)) if self.cfg.lora.trains else None
         frozen = llm4rec.Frozen(frozen, self.items, self.kept, key)
-        program = parallel.train_wrapper(step, self.mesh).lower(frozen, state, batch).compile()
-        account = program.memory_analysis()
-        sizes = account.argument_size_in_bytes + account.temp_size_in_bytes
-        return sizes + account.output_size_in_bytes - account.alias_size_in_bytes
+        return account(
+            parallel.train_wrapper(step, self.mesh).lower(frozen, state, batch).compile()
+        )
 
     def estimated(self) -> int:
         cfg = self.cfg

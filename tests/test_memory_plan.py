@@ -9,7 +9,7 @@ import pytest
 
 from llmsrec_jax import config, memory, memory_plan, parallel
 from llmsrec_jax.llama import config as llama_config
-from llmsrec_jax.memory import GIB, Job
+from llmsrec_jax.memory import GIB, RetrievalJob
 from llmsrec_jax.memory_plan import MARGIN, Plan
 from llmsrec_jax.prompts.trunks import Trunks
 
@@ -17,7 +17,7 @@ MESH = parallel.make_mesh(config.Mesh(devices=1))
 
 
 @pytest.fixture(scope="module")
-def job() -> Job:
+def job() -> RetrievalJob:
     """A 1B backbone; one user in a thousand has a long prompt. 40 items, read 2400 times."""
     changes = {"train.batch": 8, "train.negatives": 2, "train.length_groups": 2, "train.shapes": 4}
     changes |= {"llm.dtype": "bf16", "llm.item_store": "auto", "evaluate.batch": 8}
@@ -25,10 +25,10 @@ def job() -> Job:
     users = np.full(1000, 30), np.append(rng.integers(100, 200, 999), 900)
     items = rng.integers(20, 60, 40), np.full(40, 10)
     llama, users = llama_config.size("llama-3.2-1b"), Trunks.apart(users)
-    return Job(cfg, llama, users, items, 1, batch=8, steps=100)
+    return RetrievalJob(cfg, llama, 1, 8, 100, users, items)
 
 
-def choose(job: Job, size: float, **changes: Any) -> Plan:
+def choose(job: RetrievalJob, size: float, **changes: Any) -> Plan:
     """On a device with `size` bytes and the margin."""
     limit = MARGIN * size / GIB
     settings = {name.replace("__", "."): value for name, value in changes.items()}

@@ -13,7 +13,7 @@ from flax import nnx
 from llmsrec_jax import config, keys, parallel, pipeline, train
 from llmsrec_jax.benchmark import timing
 from llmsrec_jax.data import sources
-from llmsrec_jax.memory import GIB, Job
+from llmsrec_jax.memory import GIB, RetrievalJob
 from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.prompts.tokens import ItemTokens
 from llmsrec_jax.schema import BEYOND
@@ -242,7 +242,7 @@ def test_parts_that_fit_are_found_and_trained_in(copy, capsys, monkeypatch):
     small = {"evaluate.batch": 4}
     run = pipeline.Run(tiny(small), copy, Writer(copy))
     made = run.tokens.builder, run.llm._samples
-    job = Job.of(run.work.cfg, run.work.keys.backbone, *made, run.work.mesh)
+    job = RetrievalJob.of(run.work.cfg, run.work.keys.backbone, *made, run.work.mesh)
     whole, halves = (job.needs(parts, "recompute").total for parts in (1, 2))
     assert halves < whole
     shutil.rmtree(copy / "checkpoints")

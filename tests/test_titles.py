@@ -1,5 +1,6 @@
 """Title generation end to end, in miniature: train, read, judge, other orders, resume."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import pytest
 
 from llmsrec_jax import config, pipeline, reproduce, results, rules
 from llmsrec_jax.checkpoint import read_json
+from llmsrec_jax.memory import GIB
+from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.presets import PRESETS
+from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer
 from tests.systems import named, records, tiny
 
@@ -33,6 +37,27 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("titles")
     pipeline.run(settings(), folder)
     return folder
+
+
+def test_what_does_not_fit_is_found_before_the_teacher_trains(tmp_path):
+    with pytest.raises(ValueError, match="training does not fit: memory per device: .*MiB of 1.02"):
+        pipeline.run(settings(mesh__memory_gib=0.001), tmp_path)
+    assert (tmp_path / "tokens").exists() and not (tmp_path / "teacher").exists()
+
+
+def test_parts_that_fit_are_found_and_trained_in(folder, tmp_path, monkeypatch, capsys):
+    trained, copy = [], tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "checkpoints")
+    monkeypatch.setattr(Work, "fit", lambda work, stage, job, state: trained.append(job))
+    small = {"evaluate__batch": 1}
+    job = opened(copy, **small).llm._job
+    whole, halves = (job.needs(parts, "recompute").total for parts in (1, 2))
+    assert halves < whole
+    room = MARGIN * (halves + whole) / 2 / GIB
+    pipeline.run(settings(**small, mesh__memory_gib=room), copy, "train")
+    assert trained[0].batches.args[0].parts == 2
+    assert "train.parts=2" in capsys.readouterr().out
 
 
 def opened(folder: Path, **changes: Any) -> pipeline.Run:

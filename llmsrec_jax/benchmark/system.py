@@ -71,9 +71,10 @@ class System:
         return Samples.of(dataset, users[: cfg.max_users or len(users)], cfg.targets)
 
     @cached_property
-    def job(self) -> memory.Job:
+    def job(self) -> memory.RetrievalJob:
         """As far as memory goes."""
-        return memory.Job.of(self.cfg, self._located, self.made.builder, self.samples, self.mesh)
+        prompts = self.made.builder, self.samples
+        return memory.RetrievalJob.of(self.cfg, self._located, *prompts, self.mesh)
 
     @cached_property
     def backbone(self) -> Llama:

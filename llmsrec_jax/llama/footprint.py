@@ -42,6 +42,8 @@ class Pass(NamedTuple):
     prefixes: Sequence[Grid]  # those to compute; stored ones cost nothing here
     prefix: int  # tokens of them
     live: int
+    asked: int = 1  # at most so many tokens of a row of tails leave the last layer
+    branches: bool = False  # of tails hide from each other
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,12 @@ class Footprint:
                 total += self.itemsize * math.prod(sizes)
         return total
 
+    def predictor(self, backward: bool) -> int:
+        """Of what predicts tokens, on top of `weights`: all its columns, if shared out; for the backward pass also in float32."""
+        table, shared = self.whole.vocab * self.whole.d, math.prod(self.cut.values()) > 1
+        widened = backward and self.itemsize < FP32
+        return table * (shared * self.itemsize + widened * FP32)
+
     def _sizes(self, name: str, shape: Sequence[int]) -> list[int]:
         """`shape` of a device's part."""
         spec = [axes if isinstance(axes, tuple) else (axes,) for axes in RULES[name]]
@@ -91,8 +99,11 @@ class Footprint:
             for n, share in zip(shape, shares + [1] * (len(shape) - len(shares)), strict=True)
         ]
 
-    def training(self, one: Pass, remat: str) -> int:
-        """Of tails forward and backward to their inputs, behind their prefixes."""
+    def training(self, one: Pass, remat: str, after: int = 0) -> int:
+        """Of tails forward and backward to their inputs, behind their prefixes.
+
+        after: bytes of what is made of the hidden states that are asked for, and of its backward pass.
+        """
         cfg, b, A = self.cfg, self._b, one.live
         D, F, grids = A * cfg.d * b, A * cfg.ff * b, self._grids(one.tails)
         pairs = [self._pairs(self._at_once(grid)) for grid in one.tails]
@@ -107,7 +118,8 @@ class Footprint:
             every = 5 * F + 2 * D + logits + self._blockwise(one.tails)
             at_work = 2 * F + 4 * D + grids + logits
         # room for what is kept is made before the prefixes are computed
-        at_work = max(at_work, self._forward(one.prefixes, one.prefix)) + self._cut_out
+        at_work = max(at_work, self._forward(one.prefixes, one.prefix), self._last(one, after))
+        at_work += self._cut_out
         masks = FP32 * sum(pairs)
         return self._keys(one.prefix) + (cfg.layers - 1) * every + masks + at_work
 
@@ -122,10 +134,18 @@ class Footprint:
         masks = 0 if remat == "none" else (MASK + b) * may_drop
         return one.live * ((self.cfg.layers - 1) * every + b * max(inputs) + masks)
 
-    def forward(self, one: Pass) -> int:
-        """Of prefixes, then tails, without a backward pass."""
-        moments = self._forward(one.prefixes, one.prefix), self._forward(one.tails, one.live)
-        return self._keys(one.prefix) + self._cut_out + max(moments)
+    def forward(self, one: Pass, after: int = 0) -> int:
+        """Of prefixes, then tails, without a backward pass. after: as for `training`."""
+        pairs = [self._pairs(self._at_once(grid)) for grid in one.tails if one.branches]
+        tails = self._forward(one.tails, one.live) + FP32 * sum(pairs)  # masks, of all layers
+        moments = self._forward(one.prefixes, one.prefix), tails
+        return self._keys(one.prefix) + self._cut_out + max(*moments, self._last(one, after))
+
+    def _last(self, one: Pass, after: int) -> int:
+        """Of attention in the last layer, from the tokens that are asked for alone, all rows at once; or of what is `after` it."""
+        most = max((n * one.asked * (P + T) for n, P, T in one.tails), default=0)
+        kept = 2 * one.live * self.cfg.d * self._b + 2 * self._grids(one.tails)
+        return max(kept + PER_PAIR * self.cfg.heads * most, after)
 
     def _forward(self, grids: Sequence[Grid], tokens: int) -> int:
         cfg, b = self.cfg, self._b

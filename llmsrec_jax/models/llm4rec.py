@@ -62,9 +62,15 @@ class LLMSRec(nnx.Module):
 def new(cfg: config.Config, llama: Llama, rngs: nnx.Rngs) -> LLMSRec:
     """Untrained, for this backbone: Out tokens are drawn with the moments of its token table."""
     table = llama.table[...].astype(jnp.float32)
-    moments = float(table.mean()), float(table.std())
-    sizes = cfg.teacher.d, table.shape[1], cfg.head if cfg.prompts.retrieves else None
-    return LLMSRec(*sizes, moments, rngs, *variant(cfg, llama.cfg))
+    return of(cfg, llama.cfg, (float(table.mean()), float(table.std())), rngs)
+
+
+def of(
+    cfg: config.Config, llama: LlamaConfig, embedding_moments: tuple[float, float], rngs: nnx.Rngs
+) -> LLMSRec:
+    """Untrained, for a backbone of this shape."""
+    head = cfg.head if cfg.prompts.retrieves else None
+    return LLMSRec(cfg.teacher.d, llama.d, head, embedding_moments, rngs, *variant(cfg, llama))
 
 
 def variant(

@@ -192,12 +192,28 @@ def plan_windows(
 
 def choose_windows(shapes: Sequence[Windows], lengths: np.ndarray) -> Windows:
     """The cheapest shape that holds sorted batches of these lengths (int [..., B]); the last one holds any."""
-    for one in shapes[:-1]:
-        rows, widths = np.array(one).T
-        longest = np.maximum.reduceat(lengths, np.cumsum(rows) - rows, axis=-1)
-        if (longest <= widths).all():
-            return one
-    return shapes[-1]
+    return next((one for one in shapes[:-1] if _within(one, lengths).all()), shapes[-1])
+
+
+def met_windows(
+    shapes: Sequence[Windows], lengths: np.ndarray, batch: int, passes: int, seed: int = 0
+) -> list[Windows]:
+    """The shapes of `plan_windows` that at least one of so many simulated batches, other ones than there, takes."""
+    rng, windows = (
+        np.random.default_rng([seed, passes]),
+        Trunks.apart((np.zeros_like(lengths), lengths)),
+    )
+    _, drawn = _draw(windows, batch, passes, rng)
+    fits = np.stack([_within(one, drawn) for one in shapes])
+    fits[-1] = True
+    return [shapes[i] for i in np.unique(np.argmax(fits, axis=0))]
+
+
+def _within(windows: Windows, lengths: np.ndarray) -> np.ndarray:
+    """bool [...]: which sorted batches (int [..., B]) fit."""
+    rows, widths = np.array(windows).T
+    longest = np.maximum.reduceat(lengths, np.cumsum(rows) - rows, axis=-1)
+    return (longest <= widths).all(axis=-1)
 
 
 def _round_up(length: np.ndarray) -> np.ndarray:

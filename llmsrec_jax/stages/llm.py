@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import evaluate, loaders, memory_plan, parallel, results, stores, train
+from llmsrec_jax import evaluate, loaders, parallel, results, stores, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import orders, storage
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.evaluate import Vectors, unit
 from llmsrec_jax.keys import VECTORS
-from llmsrec_jax.memory import Job
+from llmsrec_jax.memory import RetrievalJob
 from llmsrec_jax.models import llm4rec
 from llmsrec_jax.prompts.prompts import LatePrompts, Prompts
 from llmsrec_jax.stages.reader import Judged, Reader
@@ -23,21 +23,12 @@ VECTORS_FILE = "test.npz"
 class LLMRec(Reader):
     """Retrieval: heads and tokens that train, around what is frozen."""
 
-    def require_memory(self) -> None:
-        """Stops before the long work, where training would not fit."""
-        if not self._work.done(self._stage):
-            self.plan.require()
-            self._work.writer.say(self.plan.report())
-            self._tokens.say_trimmed("the catalogue")
-
-    @cached_property
-    def plan(self) -> memory_plan.Plan:
-        """How training, if it is not finished, uses the memory."""
+    @property
+    def _job(self) -> RetrievalJob:
         work = self._work
         data = self._tokens.builder, self._samples
         over = work.done(self._stage)
-        job = Job.of(work.cfg, work.keys.backbone, *data, work.mesh, over)
-        return memory_plan.choose(job, work.mesh)
+        return RetrievalJob.of(work.cfg, work.keys.backbone, *data, work.mesh, over)
 
     # what is frozen -------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import loaders, parallel, results, train
+from llmsrec_jax import loaders, memory_plan, parallel, results, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import splits
 from llmsrec_jax.data.samples import Samples
@@ -19,6 +19,7 @@ from llmsrec_jax.evaluate import Scores
 from llmsrec_jax.keys import PERMUTED, TRAIN
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.adapters import merged
+from llmsrec_jax.memory import Job
 from llmsrec_jax.models import llm4rec
 from llmsrec_jax.prompts.tokens import check_vocabulary
 from llmsrec_jax.stages.alignment import Alignment
@@ -61,10 +62,6 @@ class Reader(ABC):
         self._alignment, self._before = alignment, before
 
     @abstractmethod
-    def require_memory(self) -> None:
-        """Stops before the long work, where it would not fit."""
-
-    @abstractmethod
     def train(self) -> None:
         """Trains, or goes on training; the best checkpoint by validation is kept."""
 
@@ -80,6 +77,11 @@ class Reader(ABC):
     def judged(self) -> Judged:
         """What that says of the test users."""
 
+    @property
+    @abstractmethod
+    def _job(self) -> Job:
+        """What training, if it is not finished, and what follows ask of the memory."""
+
     # before ---------------------------------------------------------------------------------------------------
 
     @property
@@ -93,6 +95,18 @@ class Reader(ABC):
                 f"{results.label(self._work.cfg)} is not trained for this configuration in {self._work.workdir}: "
                 "run --mode=train (or run) first"
             )
+
+    def require_memory(self) -> None:
+        """Stops before the long work, where training would not fit."""
+        if not self._work.done(self._stage):
+            self.plan.require()
+            self._work.writer.say(self.plan.report())
+            self._tokens.say_trimmed("the catalogue")
+
+    @cached_property
+    def plan(self) -> memory_plan.Plan:
+        """How training, if it is not finished, uses the memory."""
+        return memory_plan.choose(self._job, self._work.mesh)
 
     def require_even_batches(self) -> None:
         """Stops before the long work: the backbone and the batches are shared out evenly over the devices."""

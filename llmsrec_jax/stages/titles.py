@@ -12,10 +12,12 @@ from llmsrec_jax.data import sampling, storage
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.evaluate import Choices
 from llmsrec_jax.keys import VECTORS
+from llmsrec_jax.memory import located
 from llmsrec_jax.models import titles
 from llmsrec_jax.prompts.titles import Question
 from llmsrec_jax.schema import HIT_CONSTRAINED, HIT_VALID, VALID
 from llmsrec_jax.stages.reader import Judged, Reader
+from llmsrec_jax.title_memory import TitleJob
 
 FILE = "test.npz"
 
@@ -24,12 +26,22 @@ class TitleRec(Reader):
     """Title generation: the projectors and LoRA train."""
 
     def require_memory(self) -> None:
-        """Stops before the long work, where titles are too long for the prompts."""
+        """Stops before the long work, where training would not fit, or titles are too long for the prompts."""
+        super().require_memory()
         alike = self._tokens.titles.alike
         if alike:
             self._work.writer.say(
                 f"{alike} items share their title with another one, as far as prompts.title_tokens shows it: in a list they tie"
             )
+
+    @property
+    def _job(self) -> TitleJob:
+        work, dataset = self._work, self._data.dataset
+        users, candidates = self._data.candidates("valid")
+        judged = dataset.inputs("valid", users), Question(candidates, candidates)
+        llama = located(work.keys.backbone, self._tokens.builder.tokenizer.vocab_size)
+        prompts = self._tokens.titles, self._samples, judged
+        return TitleJob.of(work.cfg, llama, *prompts, work.mesh)
 
     def train(self) -> None:
         """Trains, or goes on training; the best checkpoint by validation is kept."""
@@ -39,7 +51,8 @@ class TitleRec(Reader):
         told = self._teacher.users(self._samples) if work.cfg.prompts.user_repr else None
         builder = self._tokens.titles
         batches = title_loaders.TitleBatches(
-            self._samples, builder, told, work.cfg, work.devices, work.mine
+            *(self._samples, builder, told, self.plan.apply(work.cfg)),
+            *(work.devices, work.mine),
         )
         graphdef, params = self._model
         graphs = {"model": graphdef, "llama": self._backbone[0], "objective": titles.loss}

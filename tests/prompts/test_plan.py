@@ -73,6 +73,16 @@ class TestWindows:
             used.add(chosen)
         assert len(used) > 2
 
+    def test_shapes_that_batches_meet(self):
+        """Those of real draws."""
+        lengths = histories()
+        shapes = plan.plan_windows(lengths, 20, 3, 4)
+        draws = [np.random.default_rng(seed).choice(lengths, 20) for seed in range(300)]
+        chosen = {plan.choose_windows(shapes, np.sort(batch)) for batch in draws}
+        met = plan.met_windows(shapes, lengths, 20, passes=300)
+        assert chosen - {shapes[-1]} == set(met) - {shapes[-1]}
+        assert plan.met_windows(shapes, np.full(9, 2), 20, passes=5) == shapes[:1]
+
     def test_groups_save_padding(self):
         lengths, paid, longest = histories(), {1: 0, 3: 0}, 0
         plans = {groups: plan.plan_windows(lengths, 20, groups, 4) for groups in paid}
