@@ -1,12 +1,12 @@
 """train, encode: retrieval over a frozen backbone and a frozen teacher, as LLM-SRec does it."""
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import evaluate, loaders, parallel, results, stores, train
+from llmsrec_jax import evaluate, loaders, parallel, stores, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import orders, storage
 from llmsrec_jax.data.interactions import UserSequences
@@ -46,7 +46,7 @@ class LLMRec(Reader):
 
     def train(self) -> None:
         """Trains LLM-SRec, or goes on training it; the best checkpoint by validation is kept."""
-        work, cfg, dataset = self._work, self._work.cfg.train, self._data.dataset
+        work, dataset = self._work, self._data.dataset
         if work.done(self._stage):
             return
         cf_user_repr = self._teacher.users(self._samples)
@@ -54,39 +54,16 @@ class LLMRec(Reader):
             *(self._samples, self._tokens.builder, cf_user_repr, self.plan.apply(work.cfg)),
             *(work.devices, work.mine, self.store),
         )
-        graphdef, params = self._model
-        graphs = {"model": graphdef, "llama": self._backbone[0]}
-        per_device = partial(train.llm_step, **graphs, cfg=work.cfg, axis=work.mesh.axis)
-        per_epoch = batches.order.steps_per_epoch
         valid_users, candidates = self._data.candidates("valid")
         prompts = self._user_prompts(dataset.inputs("valid", valid_users))
-        item_ids, k = np.unique(candidates), int(cfg.metric.partition("@")[2])
+        item_ids, k = np.unique(candidates), int(work.cfg.train.metric.partition("@")[2])
         items = self._tokens.builder.items(item_ids)
 
         def validate(state: train.State) -> dict[str, float]:
             vectors = self._vectors(state.params, prompts, items, item_ids, "validation")
             return evaluate.selection_metric(vectors, candidates, k, work.cfg.evaluate.ties)
 
-        job = train.Job(
-            stage="train",
-            key=self._stage.key,
-            model=f"{results.label(work.cfg)}, seed {work.cfg.seed}",
-            step=parallel.train_wrapper(per_device, work.mesh),
-            frozen=self.frozen,
-            batches=partial(loaders.stream, batches),
-            put=partial(parallel.put_batch, mesh=work.mesh),
-            steps_per_epoch=per_epoch,
-            total_steps=per_epoch * cfg.epochs,
-            validate_at=train.validation_steps(per_epoch, cfg.epochs, cfg.validations_per_epoch),
-            validate=validate,
-            metric=cfg.metric,
-            patience=cfg.patience,
-            lr_decay=cfg.lr_decay if cfg.lr_schedule == "decay" else 1.0,
-            batch_users=batches.order.batch,
-            save_every_s=cfg.save_every_s,
-        )
-        work.fit(self._stage, job, train.init_state(params, cfg.lr, cfg.b2))
-        self._tokens.say_trimmed("training and validation")
+        self._fit(batches, validate)
 
     def _user_prompts(self, histories: UserSequences) -> LatePrompts:
         """Of users to encode; what is told of them is what the teacher makes of these very histories (E19)."""

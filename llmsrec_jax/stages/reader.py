@@ -1,17 +1,17 @@
 """What retrieval and title generation share: a frozen backbone, and what trains around it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import loaders, memory_plan, parallel, results, train
+from llmsrec_jax import loaders, memory_plan, parallel, results, title_loaders, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import splits
 from llmsrec_jax.data.samples import Samples
@@ -32,6 +32,9 @@ from llmsrec_jax.stores import ItemStore
 LLM_KEY = 2  # random stream
 # a random backbone stands for pretrained weights: it does not change with the seed
 BACKBONE_SEED = 0
+
+Batches = loaders.LLMBatches | title_loaders.TitleBatches
+Validate = Callable[[train.State], dict[str, float]]
 
 
 class Judged(NamedTuple):
@@ -64,6 +67,33 @@ class Reader(ABC):
     @abstractmethod
     def train(self) -> None:
         """Trains, or goes on training; the best checkpoint by validation is kept."""
+
+    def _fit(self, batches: Batches, validate: Validate, **more: Any) -> None:
+        """Trains on `batches`; more: of `train.llm_step`."""
+        work, cfg, (graphdef, params) = self._work, self._work.cfg.train, self._model
+        graphs = {"model": graphdef, "llama": self._backbone[0], **more}
+        per_device = partial(train.llm_step, **graphs, cfg=work.cfg, axis=work.mesh.axis)
+        per_epoch = batches.order.steps_per_epoch
+        job = train.Job(
+            stage="train",
+            key=self._stage.key,
+            model=f"{results.label(work.cfg)}, seed {work.cfg.seed}",
+            step=parallel.train_wrapper(per_device, work.mesh),
+            frozen=self.frozen,
+            batches=partial(loaders.stream, batches),
+            put=partial(parallel.put_batch, mesh=work.mesh),
+            steps_per_epoch=per_epoch,
+            total_steps=per_epoch * cfg.epochs,
+            validate_at=train.validation_steps(per_epoch, cfg.epochs, cfg.validations_per_epoch),
+            validate=validate,
+            metric=cfg.metric,
+            patience=cfg.patience,
+            lr_decay=cfg.lr_decay if cfg.lr_schedule == "decay" else 1.0,
+            batch_users=batches.order.batch,
+            save_every_s=cfg.save_every_s,
+        )
+        work.fit(self._stage, job, train.init_state(params, cfg.lr, cfg.b2))
+        self._tokens.say_trimmed("training and validation")
 
     @abstractmethod
     def encode(self) -> None:

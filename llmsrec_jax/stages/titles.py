@@ -1,12 +1,12 @@
 """train, encode: an LLM that is asked for the title of the next item, among candidates (E1)."""
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import choices, evaluate, loaders, parallel, results, title_loaders, train
+from llmsrec_jax import choices, evaluate, loaders, parallel, title_loaders, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import sampling, storage
 from llmsrec_jax.data.interactions import UserSequences
@@ -45,7 +45,7 @@ class TitleRec(Reader):
 
     def train(self) -> None:
         """Trains, or goes on training; the best checkpoint by validation is kept."""
-        work, cfg = self._work, self._work.cfg.train
+        work = self._work
         if work.done(self._stage):
             return
         told = self._teacher.users(self._samples) if work.cfg.prompts.user_repr else None
@@ -54,10 +54,7 @@ class TitleRec(Reader):
             *(self._samples, builder, told, self.plan.apply(work.cfg)),
             *(work.devices, work.mine),
         )
-        graphdef, params = self._model
-        graphs = {"model": graphdef, "llama": self._backbone[0], "objective": titles.loss}
-        per_device = partial(train.llm_step, **graphs, cfg=work.cfg, axis=work.mesh.axis)
-        per_epoch, k = batches.order.steps_per_epoch, int(cfg.metric.partition("@")[2])
+        k = int(work.cfg.train.metric.partition("@")[2])
         users, candidates = self._data.candidates("valid")
         histories = self._data.dataset.inputs("valid", users)
 
@@ -66,26 +63,7 @@ class TitleRec(Reader):
             scores = Choices(found["score"])
             return evaluate.selection_metric(scores, candidates, k, work.cfg.evaluate.ties)
 
-        job = train.Job(
-            stage="train",
-            key=self._stage.key,
-            model=f"{results.label(work.cfg)}, seed {work.cfg.seed}",
-            step=parallel.train_wrapper(per_device, work.mesh),
-            frozen=self.frozen,
-            batches=partial(loaders.stream, batches),
-            put=partial(parallel.put_batch, mesh=work.mesh),
-            steps_per_epoch=per_epoch,
-            total_steps=per_epoch * cfg.epochs,
-            validate_at=train.validation_steps(per_epoch, cfg.epochs, cfg.validations_per_epoch),
-            validate=validate,
-            metric=cfg.metric,
-            patience=cfg.patience,
-            lr_decay=cfg.lr_decay if cfg.lr_schedule == "decay" else 1.0,
-            batch_users=batches.order.batch,
-            save_every_s=cfg.save_every_s,
-        )
-        work.fit(self._stage, job, train.init_state(params, cfg.lr, cfg.b2))
-        self._tokens.say_trimmed("training and validation")
+        self._fit(batches, validate, objective=titles.loss)
 
     # read -----------------------------------------------------------------------------------------------------
 
