@@ -96,7 +96,7 @@ class Case:
         state = jax.eval_shape(lambda params: train.init_state(params, 1e-4, 0.98), params)
         step = partial(train.llm_step, model=model, llama=llama, cfg=self.cfg, axis=self.mesh.axis)
         rows, items, candidates = (each[0] for each in self.batches.members(0))
-        batch = self.batches._shard(rows, items, candidates, self.batches.shapes[-1])
+        batch = self.batches._shard(rows, items, candidates, self.batches.shapes[-1], None)
         batch = jax.tree.map(lambda x: Shape((self.mesh.parts, *x.shape), x.dtype), batch)
         key = jax.eval_shape(lambda: jax.random.key(0)) if self.cfg.lora.trains else None
         frozen = llm4rec.Frozen(frozen, self.items, self.kept, key)

@@ -98,7 +98,7 @@ class Case:
         rows, cfg = self.batches.order(0), self.cfg.train
         places = np.arange(self.batches.rows).reshape(cfg.parts, -1)
         asked = self.batches.question(rows, 0)
-        batch = self.batches._shard(rows, asked, places, self.batches.shapes[-1])
+        batch = self.batches._shard(rows, asked, places, self.batches.shapes[-1], None)
         batch = jax.tree.map(lambda x: x[None], batch)
         return self.lowered(parallel.train_wrapper(step, self.mesh), state, frozen, batch)
 

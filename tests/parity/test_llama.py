@@ -72,7 +72,9 @@ def test_states_between_the_layers(llama, probe):
     flat = Flat(position, None, (grids.grid(1, len(last), [len(last)]),))
     rope = ops.rope_tables(llama.cfg, position)
     for i in range(llama.cfg.layers):
-        x, _ = model._layer(llama.cfg, llama.sharding, llama._layer(i, {}), x, rope, flat, [None])
+        x, _ = model._layer(
+            llama.cfg, llama.sharding, llama._layer(i, {}, flat), x, rope, flat, [None]
+        )
         if i + 1 < llama.cfg.layers:
             close(x, states[i + 1])
     close(ops.rms_norm(x, llama.norm[...], llama.cfg.eps), last)
