@@ -368,7 +368,7 @@ def before(config: Config) -> Config | None:
     if not (config.lora.exists and config.lora.first):
         return None
     titles = {"prompts.item_repr": False, "prompts.user_repr": False}
-    first = apply(config, {"lora.first": False, **titles})
+    first = apply(config, {"lora.first": False, "train.curriculum": False, **titles})
     first.alignment = Alignment()  # of item embeddings, which are not there
     return first
 

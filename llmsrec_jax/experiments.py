@@ -10,7 +10,7 @@ from typing import Any
 
 from llmsrec_jax import config
 from llmsrec_jax.presets import PRESETS
-from llmsrec_jax.schema import BEYOND, COSINE, HIT_CONSTRAINED, HIT_VALID, VALID
+from llmsrec_jax.schema import BEYOND, COSINE, GREEDY, HIT_CONSTRAINED, HIT_VALID, VALID
 
 Changes = Mapping[str, Any]  # {dotted setting: value}
 RECORDS, TRANSFER, CARD, SPEED = (
@@ -230,9 +230,9 @@ KS = ("ndcg@10", "ndcg@20", "hr@10", "hr@20")
 # what those who write titles are judged on, and SASRec beside them
 TWENTY = {name: value for name, value in PRESETS["title"].items() if name.startswith("evaluate.")}
 WRITING = (
-    Column("valid answers", VALID),
-    Column("HR@1 of valid answers", HIT_VALID),
-    Column("HR@1, constrained decoding", HIT_CONSTRAINED),
+    Column("valid answers", VALID, GREEDY),
+    Column("HR@1 of valid answers", HIT_VALID, GREEDY),
+    Column("HR@1, constrained decoding", HIT_CONSTRAINED, GREEDY),
 )
 EVERY_K = {"evaluate.ks": (1, 5, 10, 20, 50)}
 
@@ -488,6 +488,11 @@ def rows(experiment: Experiment, text: str) -> set[str]:
         found.add(known[",".join(left[:end])])
         left = left[end:]
     return found or {*known.values()}
+
+
+def has(row: Row, column: Column) -> bool:
+    """Whether there is such a cell: only those who write titles are asked what they write."""
+    return column.protocol != GREEDY or row.model == LLM_SREC.model
 
 
 def cell(cfg: config.Config, experiment: Experiment, row: Row, column: Column) -> config.Config:

@@ -43,6 +43,8 @@ JUDGED = {  # with LLM-SRec or without -> fields of what is said of the models
     False: (*TEACHER, *CANDIDATES["test"], *_RULES, "prompts.history_len"),
 }
 JUDGED_ELSEWHERE = (*JUDGED[True], "transfer")
+_OF_TITLES = ("prompts.task", "prompts.title_tokens")
+_OF_VECTORS = ("head.", "distill.", "uniformity.", "evaluate.score", "llm.item_store_dtype")
 OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "*/config.json")  # small ones of a text encoder
 
@@ -62,7 +64,7 @@ class Keys:
         prompts = self._cfg.prompts
         unsaid += ("prompts.item_repr",) if prompts.item_repr else ()
         unsaid += () if self._cfg.train.curriculum else ("train.curriculum",)
-        unsaid += ("prompts.task", "prompts.title_tokens") if prompts.retrieves else ()
+        unsaid += _OF_TITLES if prompts.retrieves else _OF_VECTORS
         # settings of what is not there: keys are as if there were no such settings
         values = {name: one for name, one in values.items() if not name.startswith(unsaid)}
         for name in values.keys() & _CONTENT.keys():

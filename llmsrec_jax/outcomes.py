@@ -11,7 +11,7 @@ from llmsrec_jax.data import storage
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.evaluate import Counts
 from llmsrec_jax.results import SHOWN, Record
-from llmsrec_jax.schema import FLOORS_AND_BOUND, ORIGINAL, SHUFFLED
+from llmsrec_jax.schema import FLOORS_AND_BOUND, GREEDY, ORIGINAL, SHUFFLED
 
 LISTED = 10  # items of a list of recommendations, in metrics beyond accuracy and in cases
 VECTORS = "user vectors"  # stands for the protocol where no ranking is looked at
@@ -38,12 +38,13 @@ class Outcome:
         """Every metric per user, float64 [U]; {} where nothing was measured."""
         if protocol == VECTORS:
             return self.alike
+        if protocol == GREEDY:
+            return self.answers if condition == ORIGINAL else {}
         ranks = self.ranks if condition == ORIGINAL else self.permuted
         if protocol not in ranks:
             return {}
         found = evaluate.values(ranks[protocol], cfg)
-        more = {"full": self.lists, "sampled": self.answers} if condition == ORIGINAL else {}
-        return found | more.get(protocol, {})
+        return found | self.lists if (protocol, condition) == ("full", ORIGINAL) else found
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Outcomes:
     def records(self, model: str, cfg: config.Config, common: Record) -> list[Record]:
         """Of one model in every condition; what another order changes is told for all users together."""
         rows, one = [], self.models[model]
-        original = {p: one.values(p, ORIGINAL, cfg.evaluate) for p in one.ranks}
+        original = {p: one.values(p, ORIGINAL, cfg.evaluate) for p in (*one.ranks, GREEDY)}
         for protocol, found in original.items():
             where = common | {"condition": ORIGINAL, "protocol": protocol}
             rows += evaluate.records(found, self.slices, where)

@@ -75,6 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.weight": 0.0,
         "uniformity.weight": 0.0,
         "train.negatives": 19,
+        "train.exclude": "train",
         "train.metric": "hr@1",
         "evaluate.negatives": 19,
         "evaluate.ks": (1, 5, 10),

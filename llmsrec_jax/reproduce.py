@@ -83,6 +83,10 @@ class Experimenter:
                 f"experiments change LLM-SRec into the systems of their rows, and this configuration is one of them "
                 f"already: start from one without the settings of {system}"
             )
+        if not cfg.prompts.retrieves:
+            raise ValueError(
+                "rows say themselves who writes titles: start from a configuration without prompts.task=title"
+            )
         self.cfg, self.seeds, self.workdir, self.writer = cfg, seeds, workdir, out
         self._jobs: dict[str, Job] = {}
         self._compared: dict[tuple[tuple[str, str, int], ...], Difference] = {}
@@ -92,6 +96,7 @@ class Experimenter:
             for seed in seeds
             for row in self.experiment.rows
             for column in self.experiment.columns
+            if experiments.has(row, column)
         ]
         for job in self.jobs:
             if not self._rows & {cell.row.name for cell in self._cells_of(job)}:
@@ -221,6 +226,7 @@ class Experimenter:
                 self._told(row, column, number)
                 for row in one.rows
                 for number, column in enumerate(one.columns)
+                if experiments.has(row, column)
             ],
             "differences": differences,
             "overall": overall,
@@ -361,7 +367,7 @@ class Experimenter:
         """The table and the differences of a `result`, for a person."""
         cells = {(c["row"], c["column"]): c for c in told["cells"]}
         body = [
-            [row, *(_shown(cells[row, column]) for column in told["columns"])]
+            [row, *(_shown(cells.get((row, column))) for column in told["columns"])]
             for row in told["rows"]
         ]
         seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
@@ -403,8 +409,10 @@ def _told(differences: list[dict[str, Any]], overall: list[dict[str, Any]]) -> l
     return lines
 
 
-def _shown(cell: dict[str, Any]) -> str:
-    """Mean ± sd over seeds, else ± standard error over users; the paper's value in brackets."""
+def _shown(cell: dict[str, Any] | None) -> str:
+    """Mean ± sd over seeds, else ± standard error over users; the paper's value in brackets. None = there is no such cell."""
+    if cell is None:
+        return ""
     paper = "" if cell["published"] is None else f" [{_number(cell['published'])}]"
     if cell["status"] != DONE:
         return cell["status"] + paper

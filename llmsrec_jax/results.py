@@ -213,7 +213,7 @@ def _places(row: Record, first: str) -> Iterator[tuple[str, str]]:
         yield first, f"{metric} {row['protocol']}"
     if metric.partition("@")[0] in BEYOND:
         yield LISTS, metric
-    if sampled and metric in ("hr@1", *WRITTEN):
+    if metric in WRITTEN or (sampled and metric == "hr@1"):
         yield CHOSEN, metric
 
 

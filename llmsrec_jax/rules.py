@@ -214,9 +214,15 @@ def _check_titles(config: Config) -> None:
         raise ValueError(
             f"transfer: {title} reads no other dataset, only prompts.task=retrieval does"
         )
-    if config.llm.item_store in ("hbm", "host"):
+    llm = config.llm
+    if llm.item_store in ("hbm", "host") or llm.item_store_dtype != "auto":
         raise ValueError(
-            f"llm.item_store={config.llm.item_store}: {title} has no item prompts; use auto or recompute"
+            f"llm.item_store={llm.item_store}, llm.item_store_dtype={llm.item_store_dtype}: {title} has no item prompts; "
+            "leave them at auto"
+        )
+    if config.train.exclude == "history":
+        raise ValueError(
+            f"train.exclude=history draws the target as a negative too, and {title} would list it twice: use train"
         )
 
 

@@ -1,6 +1,7 @@
 """Title generation end to end, in miniature: train, read, judge, other orders, resume."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 
 from llmsrec_jax import config, pipeline, reproduce, results, rules
 from llmsrec_jax.checkpoint import read_json
+from llmsrec_jax.data import orders
+from llmsrec_jax.keys import TRAIN, Keys
 from llmsrec_jax.memory import GIB
 from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer
+from tests.factories import files, random_dataset
 from tests.systems import named, records, tiny
 
 TITLE = {
@@ -67,7 +71,7 @@ def opened(folder: Path, **changes: Any) -> pipeline.Run:
 def test_what_is_said_of_a_run(folder, capsys):
     """Candidates are ranked, nothing else is; what is written is told besides; another order changes the numbers."""
     own = [row for row in records(folder) if row["model"] == LABEL]
-    assert {row["protocol"] for row in own} == {"sampled"}
+    assert {row["protocol"] for row in own} == {"sampled", "greedy decoding"}
     found = {(row["condition"], row["metric"]): row for row in own if row["slice"] == "all"}
     assert found["original", "hr@1"]["users"] == 40
     assert {name for condition, name in found if condition == "original"} >= {
@@ -90,18 +94,57 @@ def test_only_lora_trains(folder):
 
 
 def test_scores_do_not_depend_on_the_batch(folder, tmp_path):
-    """Nor on how many shapes there are; an interrupted reading is done again."""
+    """Nor on how many shapes there are."""
     run, found = opened(folder), opened(folder).llm.judged().scores.scores
     again = opened(folder, evaluate__batch=7, evaluate__shapes=3)
     users, candidates = run.data.candidates("test")
     histories = run.data.test_histories(0)
-    read = again.llm._read(again.llm._params, users, histories, candidates, "test")
+    read = again.llm._read(again.llm._params, users, histories, candidates, "test", "test")
     np.testing.assert_allclose(read["score"], found, rtol=1e-4, atol=1e-3)
     some = np.array([5, 3])
     two = run.llm._read(
-        run.llm._params, users[some], histories.take(some), candidates[some], "test"
+        run.llm._params, users[some], histories.take(some), candidates[some], "test", "test"
     )
     np.testing.assert_allclose(two["score"], found[some], rtol=1e-4, atol=1e-3)
+
+
+def test_equal_titles_tie(tmp_path):
+    """And histories that another order leaves as they were keep their scores, to the bit."""
+    made = random_dataset(users=30, items=40)
+    titles = [title if i % 4 else "the same" for i, title in enumerate(made.catalog.titles)]
+    made = replace(made, catalog=replace(made.catalog, titles=titles))
+    paths = {f"data.files.{name}": path for name, path in files(made, tmp_path / "in").items()}
+    source = {"data.source": "files", "data.files.time_unit": "ms", "data.name": "made"}
+    cfg = tiny({**TITLE, **source, **paths, "evaluate.negatives": 12, "train.batch": 4})
+    pipeline.run(cfg, tmp_path / "run")
+    run = pipeline.Run(
+        pipeline.settled(cfg), tmp_path / "run", Writer(tmp_path / "run", silent=True)
+    )
+    (_, candidates), judged = run.data.candidates("test"), run.llm.judged()
+    scores, same = judged.scores.scores, run.tokens.titles.same[candidates]
+    pairs = np.triu(same[:, :, None] == same[:, None], 1)
+    assert pairs.sum() > 30
+    for found in (scores, judged.permuted[0].scores):
+        assert (found[:, :, None] == found[:, None])[pairs].all()
+    still = ~orders.changed(*(run.data.test_histories(n) for n in (0, 1)))
+    np.testing.assert_array_equal(scores[still], judged.permuted[0].scores[still])
+
+
+def test_what_is_not_read_is_in_no_key():
+    key = lambda **changes: Keys(settings(**changes))(TRAIN)
+    assert key() == key(head__hidden=99, distill__type="contrastive", evaluate__score="cosine")
+    assert key() != key(prompts__title_tokens=9)
+
+
+def test_collms_first_run_has_no_curriculum():
+    plain = config.preset(config.Config(), "collm,title")
+    assert config.before(config.apply(plain, {"train.curriculum": True})) == config.before(plain)
+
+
+def test_experiments_start_from_retrieval(tmp_path):
+    with pytest.raises(ValueError, match="start from a configuration without prompts.task=title"):
+        cfg = tiny({**PRESETS["title"], "evaluate.negatives": 20})
+        reproduce.run(cfg, tmp_path, "table6", (0,), dry_run=True)
 
 
 @pytest.mark.slow
@@ -114,7 +157,7 @@ def test_table_4(tmp_path):
         for row in ("SASRec", "TALLRec"):
             assert 0 <= found[row, column]["mean"] <= 1
     assert 0 <= found["TALLRec", "valid answers"]["mean"] <= 1
-    assert found["SASRec", "valid answers"]["mean"] is None
+    assert ("SASRec", "valid answers") not in found
     assert found["LLaRA", "original"]["mean"] is None
 
 
@@ -150,6 +193,7 @@ def test_systems_are_rows(words):
         ({"uniformity.weight": 0.5}, r"uniformity\.weight=0\.5: prompts\.task=title"),
         ({"lora.rank": 0}, "lora"),
         ({"llm.item_store": "host"}, "item_store=host"),
+        ({"train.exclude": "history"}, "train.exclude=history .* list it twice"),
         ({"transfer.category": "All_Beauty"}, "transfer: prompts.task=title"),
         ({"prompts.title_tokens": 0}, "prompts.title_tokens=0: must be at least 1"),
     ],
@@ -159,7 +203,10 @@ def test_what_does_not_go_together_is_refused(changes, message):
         rules.validate(tiny({**TITLE, **changes}))
 
 
-def test_titles_alone_and_a_frozen_backbone_train_nothing():
+def test_of_a_frozen_backbone():
+    """Titles alone train nothing then; and there are no item prompts to keep."""
     plain = {name: value for name, value in TITLE.items() if not name.startswith("lora.")}
+    with pytest.raises(ValueError, match="item_store=host.* no item prompts"):
+        rules.validate(tiny({**plain, "prompts.item_repr": True, "llm.item_store": "host"}))
     with pytest.raises(ValueError, match="titles alone trains nothing: give a lora.rank"):
         rules.validate(tiny({**plain, "prompts.item_repr": False}))

@@ -164,9 +164,8 @@ class Llama(nnx.Module):
         # indexed, not scanned over: slicing off the last layer would copy all the weights in every call
         sharding, layers = self.sharding, self.layers
         w = {name: sharding.whole(name, _row(layers[name][...], i)) for name in LAYER_WEIGHTS}
-        owner = jnp.arange(len(flat.position)) if flat.owner is None else flat.owner
         own = {name: sharding.own(name, row) for name, row in added.items()}
-        tokens = owner, flat.position
+        tokens = None if flat.owner is None else (flat.owner, flat.position)
         return w | {name: replace(row, base=w[name], tokens=tokens) for name, row in own.items()}
 
 

@@ -196,7 +196,7 @@ def encoder(
 
 def part_by_part(
     encode: Callable[[PromptBatch], Array], prompts: PromptBatch
-) -> Float[Array, "parts B D"]:
+) -> Float[Array, "parts ..."]:
     """`encode` of every part [parts, ...], one after the other in the backward pass too.
 
     Only the prompts are kept in between: memory is that of one part, for one more forward pass. Vectors know nothing

@@ -68,7 +68,7 @@ def loss(
 def encoder(
     model: nnx.GraphDef, llama: nnx.GraphDef
 ) -> Callable[[Frozen, nnx.State, PromptBatch], Array]:
-    """float32 [rows, M, 2]: `tokens` of prompts of one grid, as a function of arrays alone."""
+    """float32 [rows, 2 M]: `tokens` of prompts of one grid, pairs of both side by side, as a function of arrays alone."""
 
     def encode(frozen: Frozen, params: nnx.State, prompts: PromptBatch) -> Array:
         graphs = nnx.merge(model, params), nnx.merge(llama, frozen.llama)

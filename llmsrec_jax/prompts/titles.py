@@ -20,9 +20,8 @@ from llmsrec_jax.prompts.prompts import Asked, Branches, LatePrompts, PromptBuil
 from llmsrec_jax.prompts.templates import named, template
 
 _ROOM = 32  # tokens that candidates always leave to the history
-_FIRST, _LATER, _ANSWER, _KINDS = range(
-    4
-)  # texts of a title: the first candidate, another one, an answer
+# texts of a title: the first candidate, another one, an answer
+_FIRST, _LATER, _ANSWER, _KINDS = range(4)
 
 
 class Question(NamedTuple):
@@ -45,7 +44,7 @@ class TitlePrompts:
         """builder: of the same settings. candidates: how many prompts list at most.
 
         Raises:
-          ValueError: so many long titles leave no room for a history; all titles are the same; no token ends a text.
+          ValueError: so many long titles leave no room for a history; too few differ; no token ends a text.
         """
         self._builder, self._titles, self._cfg = builder, catalog.titles, cfg
         self._form = template(named(cfg.wording, cfg.item_repr), cfg.user_repr)
@@ -64,12 +63,15 @@ class TitlePrompts:
 
     def _check(self, candidates: int) -> None:
         ids, length = self.tokens(np.arange(1, len(self._titles))[:, None])
-        distinct = np.unique(ids, axis=0, return_counts=True)[1]
-        if len(distinct) < 2:
+        _, same, distinct = np.unique(ids[:, 0], axis=0, return_inverse=True, return_counts=True)
+        if len(distinct) < candidates:
             raise ValueError(
-                f"all titles are the same, as far as prompts.title_tokens={self._cfg.title_tokens} shows them: nothing "
-                "can be chosen"
+                f"there are {len(distinct)} different titles, as far as prompts.title_tokens={self._cfg.title_tokens} shows "
+                f"them, and a prompt lists {candidates}: too few to tell candidates apart"
             )
+        self.same = np.concatenate(
+            [[-1], same.ravel()]
+        )  # int [I]: equal for items whose titles are
         self.alike = int(distinct[distinct > 1].sum())  # items that share what is shown of a title
         self.most = int(length.max())  # tokens of an answer, its end included
         block = self.most + self._separator + self._slots

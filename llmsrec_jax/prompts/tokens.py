@@ -31,7 +31,7 @@ _SPLIT = (  # Llama-3's pre-tokenizer
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _BOS, _EOS = "<|begin_of_text|>", "<|end_of_text|>"
-_ENDS = (_EOS, "</s>", "<|endoftext|>")  # what tokenizers call the end of a text
+_ENDS = (_EOS, "</s>", "<|endoftext|>", "<eos>")  # what tokenizers call the end of a text
 _CHUNK = 4096  # titles per call and step of the progress bar
 
 
@@ -61,11 +61,13 @@ class Tokenizer:
         Raises:
           ValueError: there is none.
         """
-        found = (self._plain.token_to_id(word) for word in _ENDS)
-        for id in found:
-            if id is not None and id < self.vocab_size:
-                return id
-        raise ValueError(f"the tokenizer has no token that ends a text ({', '.join(_ENDS)})")
+        for token in map(self._plain.token_to_id, _ENDS):
+            if token is not None and token < self.vocab_size:
+                return token
+        raise ValueError(
+            f"the tokenizer has no token that ends a text ({', '.join(_ENDS)}), which title generation needs: name another "
+            "one by --config.llm.tokenizer=FOLDER"
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":

@@ -190,7 +190,8 @@ def _cases(cases: Cases, name: str) -> str:
 <script type="application/json">{embedded(content)}</script>
 <noscript><p>Browsing single users needs JavaScript.</p></noscript>
 <p>A system is right where the item bought next is among the first 10 of its candidates, where its rank is
-counted too. The lists are of the whole catalogue, without what the user had.</p>
+counted too. The lists are of the whole catalogue, without what the user had; those of
+systems that write titles are of their candidates.</p>
 <form class="controls">
 {choice("a", models.index(compared[0]))}
 {choice("b", models.index(compared[-1]))}

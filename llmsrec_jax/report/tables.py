@@ -20,6 +20,7 @@ from llmsrec_jax.report.systems import (
     spread_words,
     systems,
 )
+from llmsrec_jax.schema import GREEDY
 
 MAIN = ("hr@10", "ndcg@10")
 ORIGINAL = {"condition": "original"}
@@ -29,7 +30,8 @@ ALL = {"slice": "all"}
 def section(group: Group) -> Section:
     """All that the records of one group say."""
     records = group.records
-    users = sorted({row["users"] for row in pick(records, **ORIGINAL, **ALL)})
+    ranked = [row for row in pick(records, **ORIGINAL, **ALL) if row["protocol"] != GREEDY]
+    users = sorted({row["users"] for row in ranked})
     count = " to ".join(f"{number:,}" for number in dict.fromkeys(users[:1] + users[-1:]))
     plain = pick(records, **ORIGINAL)
     main = [row for metric in MAIN for row in pick(plain, metric=metric, **ALL)]

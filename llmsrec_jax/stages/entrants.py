@@ -79,7 +79,7 @@ class Trained:
         first, *others = [Vectors(self._teacher.users(each), items) for each in orders]
         models[schema.TEACHER] = Model(here, keys(TEACHER), first, others)
         if self._llm is not None:
-            models["llm_srec"] = Model(here, keys(TRAIN), *self._llm.judged())
+            models["llm_srec"] = Model(here, keys(TRAIN), **self._llm.judged()._asdict())
         if cfg.data.source == "shop":
             made = shop.generate(cfg.data.shop, cfg.seed)
             best = Vectors(*made.bayes(dataset, users, "test"))

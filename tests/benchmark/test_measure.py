@@ -112,7 +112,7 @@ def test_prompts_that_the_other_side_does_not_know_are_refused(tmp_path):
 
 
 def test_title_generation_is_refused(tmp_path):
-    cfg = config.apply(config.preset(small(), "tallrec,title"), {"llm.item_store": "recompute"})
+    cfg = config.apply(config.preset(small(), "tallrec,title"), {"llm.item_store": "auto"})
     with pytest.raises(ValueError, match="times retrieval: leave out prompts.task=title"):
         measure.run(cfg, tmp_path, Options(("peak",), (), 1, 1))
 

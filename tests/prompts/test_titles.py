@@ -153,7 +153,17 @@ def test_refusals():
         made(max_tokens=200)
     with pytest.raises(ValueError, match="no token that ends a text"):
         made(cases.made("unsplittable"))
-    with pytest.raises(ValueError, match="all titles are the same.*title_tokens=1 shows"):
+    with pytest.raises(ValueError, match="1 different titles.*title_tokens=1 shows.* lists 4"):
         made(titles=["lamp", "desk", "pen"], title_tokens=1)
     assert made().alike == 0
-    assert made(titles=[*TITLES, "A", "A"]).alike == 3
+    equal = made(titles=[*TITLES, "A", "A"])
+    assert equal.alike == 3 and len({*equal.same[13:].tolist()}) == 1
+    assert len({*equal.same.tolist()}) == len(TITLES) + 1
+
+
+def test_a_title_that_begins_another_one_ends():
+    """Both are asked for with the token that ends them: neither holds the other's."""
+    titles = made(titles=["lamp", "lamp blue", "pen", "desk"])
+    ids, length = titles.tokens(np.array([[1, 2]]))
+    (short, long), (few, more) = ids[0], length[0]
+    assert few < more and short[few - 1] == cases.made("byte_level").end != long[few - 1]
