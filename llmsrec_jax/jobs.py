@@ -113,7 +113,9 @@ class Judged:
             return self._alone(row)
         parts = column.protocol, column.condition, self.run.work.cfg.evaluate
         values = self.outcomes.models[row.model].values(*parts).get(self._metric(row, column))
-        return None if values is None else values[self.outcomes.slices[column.slice]]
+        if values is None or np.isnan(values).any():  # some users are not counted
+            return None
+        return values[self.outcomes.slices[column.slice]]
 
     def training(self, row: Row) -> str:
         """What trained the model of a row: two of different trainings differ by a chance that users do not show."""

@@ -99,12 +99,12 @@ def test_scores_do_not_depend_on_the_batch(folder, tmp_path):
     again = opened(folder, evaluate__batch=7, evaluate__shapes=3)
     users, candidates = run.data.candidates("test")
     histories = run.data.test_histories(0)
-    read = again.llm._read(again.llm._params, users, histories, candidates, "test", "test")
+    asked = again.llm._ask("test", users, histories, candidates)
+    read = again.llm._read(again.llm._params, asked, "test")
     np.testing.assert_allclose(read["score"], found, rtol=1e-4, atol=1e-3)
     some = np.array([5, 3])
-    two = run.llm._read(
-        run.llm._params, users[some], histories.take(some), candidates[some], "test", "test"
-    )
+    asked = run.llm._ask("test", users[some], histories.take(some), candidates[some])
+    two = run.llm._read(run.llm._params, asked, "test")
     np.testing.assert_allclose(two["score"], found[some], rtol=1e-4, atol=1e-3)
 
 

@@ -23,6 +23,8 @@ VECTORS_FILE = "test.npz"
 class LLMRec(Reader):
     """Retrieval: heads and tokens that train, around what is frozen."""
 
+    held = (*Reader.held, "_encoders", "store")
+
     @property
     def _job(self) -> RetrievalJob:
         work = self._work

@@ -49,6 +49,8 @@ class Judged(NamedTuple):
 class Reader(ABC):
     """An LLM that reads prompts, and what stands around it."""
 
+    # cached properties that hold the backbone, or know of its weights
+    held: tuple[str, ...] = ("_backbone", "_model", "_params", "frozen")
     store: ItemStore | None = None  # keys and values of item prompts' prefixes, where they are kept
 
     def __init__(
@@ -177,8 +179,8 @@ class Reader(ABC):
     def learned(self) -> tuple[nnx.GraphDef, nnx.State]:
         """What it has trained, which it gives up together with its backbone: there is no room for two."""
         found = self._model[0], self._params
-        for held in ("_backbone", "_model", "_params", "_encoders", "_encoder", "frozen", "store"):
-            vars(self).pop(held, None)
+        for name in self.held:
+            vars(self).pop(name, None)
         return found
 
     @cached_property

@@ -1,7 +1,7 @@
 """train, encode: an LLM that is asked for the title of the next item, among candidates (E1)."""
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -14,6 +14,7 @@ from llmsrec_jax.evaluate import Choices
 from llmsrec_jax.keys import VECTORS
 from llmsrec_jax.memory import located
 from llmsrec_jax.models import titles
+from llmsrec_jax.prompts.prompts import LatePrompts
 from llmsrec_jax.prompts.titles import Question
 from llmsrec_jax.schema import HIT_CONSTRAINED, HIT_VALID, VALID
 from llmsrec_jax.stages.reader import Judged, Reader
@@ -22,13 +23,24 @@ from llmsrec_jax.title_memory import TitleJob
 FILE = "test.npz"
 
 
+class Asked(NamedTuple):
+    """What users are asked."""
+
+    prompts: LatePrompts  # U of them
+    ids: np.ndarray  # int32 [U, C, T] tokens of the titles, in the order in which they are shown
+    length: np.ndarray  # int64 [U, C]
+    read_at: np.ndarray  # int64 [U, C] where among these the title of each candidate is read
+
+
 class TitleRec(Reader):
     """Title generation: the projectors and LoRA train."""
+
+    held = (*Reader.held, "_encoder")
 
     def require_memory(self) -> None:
         """Stops before the long work, where training would not fit, or titles are too long for the prompts."""
         super().require_memory()
-        alike = self._tokens.titles.alike
+        alike = 0 if self._work.done(self._stage) else self._tokens.titles.alike
         if alike:
             self._work.writer.say(
                 f"{alike} items share their title with another one, as far as prompts.title_tokens shows it: in a list they tie"
@@ -57,10 +69,10 @@ class TitleRec(Reader):
         k = int(work.cfg.train.metric.partition("@")[2])
         users, candidates = self._data.candidates("valid")
         histories = self._data.dataset.inputs("valid", users)
+        asked = self._ask("valid", users, histories, candidates)
 
         def validate(state: train.State) -> dict[str, float]:
-            found = self._read(state.params, users, histories, candidates, "valid", "validation")
-            scores = Choices(found["score"])
+            scores = Choices(self._read(state.params, asked, "validation")["score"])
             return evaluate.selection_metric(scores, candidates, k, work.cfg.evaluate.ties)
 
         self._fit(batches, validate, objective=titles.loss)
@@ -73,48 +85,44 @@ class TitleRec(Reader):
             titles.encoder(self._model[0], self._backbone[0]), self._work.mesh
         )
 
-    def _read(
-        self,
-        params: nnx.State,
-        users: np.ndarray,
-        histories: UserSequences,
-        candidates: np.ndarray,
-        split: str,
-        title: str,
-    ) -> dict[str, np.ndarray]:
-        """Of `users`: score float64 [U, C], the log-likelihoods of candidates int [U, C]; and bool [U, C] what greedy decoding
-        writes, `constrained` to them and `free`.
-        """
-        work, builder = self._work, self._tokens.titles
-        cfg, (n, width) = work.cfg.evaluate, candidates.shape
-        order = sampling.shown(users, width, work.cfg.seed, split)
+    def _ask(
+        self, split: str, users: np.ndarray, histories: UserSequences, candidates: np.ndarray
+    ) -> Asked:
+        """`users` int [U], with these histories, which of their candidates int [U, C] comes next."""
+        cfg = self._work.cfg
+        order = sampling.shown(users, candidates.shape[1], cfg.seed, split)
         shown = np.take_along_axis(candidates, order, axis=1)
-        question = Question(shown, shown)
-        told = self._teacher.users(histories) if work.cfg.prompts.user_repr else None
-        prompts = builder.later(histories, question, told)
-        asked = builder.asked(question)
-        most = int(asked.max())
+        told = self._teacher.users(histories) if cfg.prompts.user_repr else None
+        prompts = self._tokens.titles.later(histories, Question(shown, shown), told)
+        # equal titles are equal: where they stand in their row, they are rounded differently
+        of = self._tokens.titles.same[shown]
+        first_equal = (of[:, :, None] == of[:, None]).argmax(axis=2)
+        read_at = np.take_along_axis(first_equal, np.argsort(order, axis=1), axis=1)
+        return Asked(prompts, *self._tokens.titles.tokens(shown), read_at)
+
+    def _read(self, params: nnx.State, asked: Asked, title: str) -> dict[str, np.ndarray]:
+        """score float64 [U, C], the log-likelihoods of candidates; and bool [U, C] what greedy decoding writes, `constrained`
+        to them and `free`.
+        """
+        work, (prompts, ids, length, read_at) = self._work, asked
+        cfg, n, each = work.cfg.evaluate, len(prompts), length.sum(axis=1)
+        most = int(each.max())
         batches = loaders.encoding_batches(
             *(prompts, cfg.batch, work.devices, cfg.shapes, work.mine), outs=most
         )
         with work.writer.progress(title, n, unit="prompts", compiles=True) as bar:
             parts = batches, self._encoder, self.frozen, params, work.mesh
             found = evaluate.encode(*parts, n, bar.update).reshape(n, most, 2)
-        ids, length = builder.tokens(shown)
-        each = np.zeros((*ids.shape, 2), np.float32)
+        of_tokens = np.zeros((*ids.shape, 2), np.float32)
         real = np.arange(ids.shape[-1]) < length[..., None]
-        each[real] = found[np.arange(most) < asked[:, None]]
-        log_prob, first = each[..., 0], each[..., 1]
+        of_tokens[real] = found[np.arange(most) < each[:, None]]
+        log_prob, first = of_tokens[..., 0], of_tokens[..., 1]
         made = {
             "score": choices.likelihood(log_prob, length),
             "constrained": choices.constrained(ids, log_prob, length),
             "free": choices.free(first, length),
         }
-        # equal titles are equal: where they stand in their row, they are rounded differently
-        of = builder.same[shown]
-        first_equal = (of[:, :, None] == of[:, None]).argmax(axis=2)
-        back = np.take_along_axis(first_equal, np.argsort(order, axis=1), axis=1)
-        return {name: np.take_along_axis(x, back, axis=1) for name, x in made.items()}
+        return {name: np.take_along_axis(x, read_at, axis=1) for name, x in made.items()}
 
     @property
     def _read_stage(self) -> Stage:
@@ -136,7 +144,8 @@ class TitleRec(Reader):
         users, candidates = self._data.candidates("test")
         title = f"order {number}" if number else "test"
         histories = self._data.test_histories(number)
-        found = self._read(self._params, users, histories, candidates, "test", title)
+        asked = self._ask("test", users, histories, candidates)
+        found = self._read(self._params, asked, title)
         if number:  # another batch read them: what did not change is not to differ by its rounding
             before = storage.read_arrays(self._read_stage.folder / FILE)
             same = ~orders.changed(self._data.test_histories(0), histories)
