@@ -94,6 +94,8 @@ class Teacher:
     loss: Literal["bce", "ce", "sampled_ce"] = "bce"
     d: int = 64  # CF width E
     max_len: int = 128  # items in the window
+    # what is trained on of longer histories: their last items | everything, in windows evenly spaced
+    windows: Literal["last", "all"] = "last"
     blocks: int = 2  # layers
     heads: int = 1  # of attention
     gru4rec: GRU4Rec = field(default_factory=GRU4Rec)
@@ -102,7 +104,7 @@ class Teacher:
     dropout: float = 0.1
     lr: float = 1e-3
     b2: float = 0.98  # Adam beta2
-    batch: int = 128  # users per step
+    batch: int = 128  # windows per step
     negatives: int = 1  # per position, for sampled losses; several weigh as much as one in bce
     epochs: int = 200
     validate_every: int = 5  # epochs between validations
@@ -120,7 +122,7 @@ class LLM:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators, fp32 on CPU (D10)
     # Weights of the layers in int8, which changes the results; w8a8: and what they are multiplied with, per token
     quant: Literal["none", "w8", "w8a8"] = "none"
-    # What the backward pass recomputes (D14). names: nothing that needs a GEMM; inputs: whole layers
+    # what the backward pass recomputes (D14). names: nothing that needs a GEMM; inputs: whole layers
     remat: Literal["none", "names", "inputs"] = "names"
     # keys and values of item prompts' prefixes: made again and again | kept on the devices | in host memory |
     # the first of hbm, host that fits, where training reads them more often than once
@@ -255,8 +257,7 @@ class Train:
     max_users: int = 0  # seeded sample of training users; 0 = all
     length_groups: int = 3  # of samples of similar prompt length in a batch; items have one less
     shapes: int = 4  # compiled steps at most
-    # passes through the LLM per step; 0 = as few as fit. More than one need less memory and one more forward
-    # pass; the loss and its gradients stay those of the whole batch
+    # passes through the LLM per step, of equal results; 0 = as few as fit: each needs less memory, and one more forward pass
     parts: int = 0
     save_every_s: float = 120.0  # seconds between checkpoints besides those at validations
 
@@ -299,8 +300,7 @@ class Slices:
     # of the test users, those with the highest t-scores: the Transition set
     transition_share: float = 0.5
     item_share: float = 0.35  # of the catalogue: its most popular are warm, as many others cold
-    # of equal scores, or counts, at the line: a hash of the names says which counts as the higher one | the lower row of
-    # the data does | none of them belongs to the set, which is then smaller
+    # of equal scores or counts at the line: a hash of the names says which is higher | the lower row is | none belongs to the set
     ties: Literal["hash", "row", "out"] = "hash"
 
 

@@ -97,7 +97,8 @@ def _teacher(work: Work, known: Sizes) -> Operations:
     teacher = work.cfg.teacher
     n = min(known.length, teacher.max_len)
     of_window = cf.operations(teacher, n, n, known.items)
-    return {stage.folder: TRAINED * of_window * known.users * teacher.epochs / TEACHER_SHARE}
+    windows = known.users * (known.length / n if teacher.windows == "all" else 1)
+    return {stage.folder: TRAINED * of_window * windows * teacher.epochs / TEACHER_SHARE}
 
 
 def _alignment(work: Work, known: Sizes) -> Operations:

@@ -63,6 +63,7 @@ class Keys:
         unsaid += () if self._cfg.alignment.trains else ("alignment.",)
         prompts = self._cfg.prompts
         unsaid += ("prompts.item_repr",) if prompts.item_repr else ()
+        unsaid += () if self._cfg.teacher.windows == "all" else ("teacher.windows",)
         unsaid += () if self._cfg.train.curriculum else ("train.curriculum",)
         unsaid += _OF_TITLES if prompts.retrieves else _OF_VECTORS
         # settings of what is not there: keys are as if there were no such settings

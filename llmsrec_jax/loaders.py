@@ -17,6 +17,7 @@ from llmsrec_jax.data import counter, sampling
 from llmsrec_jax.data.interactions import Histories, UserSequences
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.data.stretches import Stretches
 from llmsrec_jax.prompts import layout, plan, trunks
 from llmsrec_jax.prompts.prompts import LatePrompts, PromptBuilder, Prompts
 from llmsrec_jax.prompts.trunks import Trunks
@@ -99,18 +100,23 @@ class TeacherBatches:
         """hides: items of whole sequences are hidden and to be guessed, else the next item is (BERT4Rec)."""
         self.dataset, self.cfg, self.seed, self.devices = dataset, cfg, seed, devices
         self.mine, self.hides = own(devices, mine), hides
-        users = dataset.eligible("train")
-        self.order = EpochOrder(users, cfg.batch, seed)
+        self.stretches = Stretches.last(dataset.eligible("train"))
+        if cfg.windows == "all":
+            longest = cfg.max_len + (not hides)
+            of = dataset.train, self.stretches.users
+            self.stretches = Stretches.every(*of, longest, cfg.max_len)
+        every = np.arange(len(self.stretches.users))
+        self.order = EpochOrder(every, cfg.batch, seed)
         self.rows = per_device(self.order.batch, devices, "teacher.batch")
-        self.lengths = np.minimum(dataset.train.lengths - (not hides), cfg.max_len)
+        lengths = dataset.train.lengths[self.stretches.users] - (not hides)
+        self.lengths = np.minimum(lengths, cfg.max_len)
         self.shapes = plan.plan_windows(
-            self.lengths[users], self.rows, TEACHER_GROUPS, TEACHER_SHAPES, seed
+            self.lengths, self.rows, TEACHER_GROUPS, TEACHER_SHAPES, seed
         )
 
     def __call__(self, step: int) -> tuple[SequenceBatch, ...]:
         """Groups of arrays [own devices, rows, T]."""
-        users = self.order(step)
-        shards = users.reshape(self.devices, self.rows)
+        shards = self.order(step).reshape(self.devices, self.rows)
         shards = np.take_along_axis(
             shards, np.argsort(self.lengths[shards], axis=1, kind="stable"), 1
         )
@@ -118,11 +124,11 @@ class TeacherBatches:
         return parallel.stack([self._shard(shards[device], shape, step) for device in self.mine])
 
     def _shard(
-        self, users: np.ndarray, shape: plan.Windows, step: int
+        self, stretches: np.ndarray, shape: plan.Windows, step: int
     ) -> tuple[SequenceBatch, ...]:
         groups, start, epoch = [], 0, step // self.order.steps_per_epoch
         for rows, width in shape:
-            members = users[start : start + rows]
+            members = self.stretches.take(stretches[start : start + rows])
             start += rows
             width = min(width, self.cfg.max_len)
             asked = self._hidden if self.hides else self._next
@@ -130,31 +136,31 @@ class TeacherBatches:
             # a loss over the catalogue needs none
             number = 0 if self.cfg.loss == "ce" else self.cfg.negatives
             negative = sampling.teacher_negatives(
-                self.dataset, members, positive, number, self.seed, epoch
+                self.dataset, members.users, positive, number, self.seed, epoch
             )
             groups.append(SequenceBatch(history, positive, negative))
         return tuple(groups)
 
-    def _next(self, users: np.ndarray, width: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _next(self, of: Stretches, width: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """History and positives int32 [n, width]: every item, and the one that follows it."""
-        window = windows(self.dataset.train, users, width + 1)
+        window = windows(self.dataset.train, of, width + 1)
         history = window[:, :-1]
         # the first item has no input to predict it from
         return history, np.where(history > 0, window[:, 1:], 0)
 
-    def _hidden(self, users: np.ndarray, width: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _hidden(self, of: Stretches, width: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """History and positives int32 [n, width]: some items hidden, and what they are (S4)."""
-        window = windows(self.dataset.train, users, width)
+        window = windows(self.dataset.train, of, width)
         rule = self.cfg.bert4rec.share, self.cfg.bert4rec.last
-        hidden = sampling.hidden(users, window, *rule, self.seed, epoch)
+        hidden = sampling.hidden(of.users, window, *rule, self.seed, epoch)
         return np.where(hidden, HIDDEN, window), np.where(hidden, window, 0)
 
 
-def windows(sequences: UserSequences, rows: np.ndarray, width: int) -> np.ndarray:
-    """int32 [n, width]: the last `width` items of each user, left-padded with 0."""
-    ends = sequences.offsets[rows + 1][:, None]
+def windows(sequences: UserSequences, of: Stretches, width: int) -> np.ndarray:
+    """int32 [n, width]: the last `width` items of each stretch, left-padded with 0."""
+    ends = of.ends(sequences)[:, None]
     index = ends - width + np.arange(width)[None, :]
-    live = index >= sequences.offsets[rows][:, None]
+    live = index >= sequences.offsets[of.users][:, None]
     return np.where(live, sequences.items[np.where(live, index, 0)], 0).astype(np.int32)
 
 
@@ -418,4 +424,9 @@ def window_batches(
     for group, shape in _dealt(blocks, devices):
         width = min(shape.live, max_len)
         some = [histories.take(group[device]) for device in own(devices, mine)]
-        yield group, parallel.stack([windows(one, np.arange(len(one)), width) for one in some])
+        yield (
+            group,
+            parallel.stack(
+                [windows(one, Stretches.last(np.arange(len(one))), width) for one in some]
+            ),
+        )

@@ -25,6 +25,7 @@ TEACHERS = {  # (setting, value) -> words (E23); SASRec with BCE needs none
     ("teacher.model", "nextitnet"): "nextitnet",
     ("teacher.loss", "ce"): "ce",
     ("teacher.loss", "sampled_ce"): "sampled_ce",
+    ("teacher.windows", "all"): "all windows",
 }
 TOLD_BY_NAME: dict[
     str, tuple[Any, ...] | None

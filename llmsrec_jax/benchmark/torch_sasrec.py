@@ -102,12 +102,12 @@ def _norm(name: str, given: Any) -> dict[str, torch.Tensor]:
 
 
 def windows(batches: loaders.TeacherBatches, step: int) -> tuple[torch.Tensor, ...]:
-    """The users of a step and their negatives as ours, int64 [B, L], [B, L], [B, L, K] with L = max_len."""
-    users, epoch = batches.order(step), step // batches.order.steps_per_epoch
-    window = loaders.windows(batches.dataset.train, users, batches.cfg.max_len + 1)
+    """The windows of a step and their negatives as ours, int64 [B, L], [B, L], [B, L, K] with L = max_len."""
+    of, epoch = batches.stretches.take(batches.order(step)), step // batches.order.steps_per_epoch
+    window = loaders.windows(batches.dataset.train, of, batches.cfg.max_len + 1)
     history, positive = window[:, :-1], np.where(window[:, :-1] > 0, window[:, 1:], 0)
     options = batches.cfg.negatives, batches.seed, epoch
-    negative = sampling.teacher_negatives(batches.dataset, users, positive, *options)
+    negative = sampling.teacher_negatives(batches.dataset, of.users, positive, *options)
     return tuple(torch.from_numpy(x.astype(np.int64)) for x in (history, positive, negative))
 
 
