@@ -305,8 +305,8 @@ class LLMBatches:
         return trunks.joined(prompts, shared)
 
     def _part(self, prompts: Prompts, item_rows: np.ndarray, shape: plan.StepShape) -> PromptBatch:
-        users = _groups(prompts, np.arange(len(prompts)), shape.users, self.shared)
-        items = _groups(self.items, item_rows, shape.items)
+        users = groups_of(prompts, np.arange(len(prompts)), shape.users, self.shared)
+        items = groups_of(self.items, item_rows, shape.items)
         cfg = self.cfg.prompts
         slots = (len(prompts) * cfg.history_len + len(item_rows)) * cfg.item_repr
         live = shape.user_tokens.live + shape.item_tokens.live
@@ -354,9 +354,10 @@ def parts_of(users: int, parts: int) -> int:
     return parts
 
 
-def _groups(
+def groups_of(
     prompts: Prompts, rows: np.ndarray, shapes: Sequence[layout.Shape], outs: int = 1
 ) -> list[layout.Group]:
+    """Prompts `rows`, as many in each group as its shape has rows, one after the other."""
     ends = np.cumsum([shape.rows for shape in shapes])[:-1]
     return [
         layout.Group(prompts, some, shape, outs=outs)

@@ -9,7 +9,7 @@ from llmsrec_jax import config, parallel
 from llmsrec_jax.batch import PromptBatch, TitleBatch
 from llmsrec_jax.data import sampling
 from llmsrec_jax.data.samples import Samples
-from llmsrec_jax.loaders import EpochOrder, own, parts_of, per_device, shows_items
+from llmsrec_jax.loaders import EpochOrder, groups_of, own, parts_of, per_device, shows_items
 from llmsrec_jax.prompts import layout, plan
 from llmsrec_jax.prompts.prompts import Prompts
 from llmsrec_jax.prompts.titles import Question, TitlePrompts
@@ -74,13 +74,8 @@ class TitleBatches:
         return replace(prompts, owner=self.samples.users[rows].astype(np.int32))
 
     def _part(self, prompts: Prompts, shape: plan.Windows) -> PromptBatch:
-        ends = np.cumsum([rows for rows, _ in shape])[:-1]
-        groups = [
-            layout.Group(prompts, some, layout.Shape(rows, 0, width), outs=self.titles.most)
-            for some, (rows, width) in zip(
-                np.split(np.arange(len(prompts)), ends), shape, strict=True
-            )
-        ]
+        shapes = [layout.Shape(rows, 0, width) for rows, width in shape]
+        groups = groups_of(prompts, np.arange(len(prompts)), shapes, self.titles.most)
         return layout.fill(groups, slots_of(len(prompts), self.cfg))
 
 
