@@ -10,9 +10,11 @@ from llmsrec_jax.llama.kv import Source
 from llmsrec_jax.llama.model import NOTHING, Added, Llama
 
 
-def grid(rows: int, width: int, length: Any) -> Grid:
+def flat(rows: int, width: int, length: Any, start: Any = 0) -> Flat:
+    """Sequences that begin at a position, each its own owner."""
     at = jnp.arange(rows * width, dtype=jnp.int32).reshape(rows, width)
-    return Grid(at, jnp.asarray(length))
+    position = (start + at % width).ravel()
+    return Flat(position, None, (Grid(at, jnp.asarray(length)),), owner=at.ravel() // width)
 
 
 def prefill(llama: Llama, ids: Any, length: Any, added: Added = NOTHING) -> Source | None:
@@ -20,8 +22,8 @@ def prefill(llama: Llama, ids: Any, length: Any, added: Added = NOTHING) -> Sour
     B, P = ids.shape
     if P == 0:
         return None
-    one = grid(B, P, length)
-    return llama.prefill(ids.ravel(), Flat(one.at.ravel() % P, None, (one,)), added), one
+    axis = flat(B, P, length)
+    return llama.prefill(ids.ravel(), axis, added), axis.grids[0]
 
 
 def extend(
@@ -35,10 +37,7 @@ def extend(
 ) -> jax.Array:
     """Hidden states [B, M, D] of right-padded tails."""
     B, T, D = x_BTD.shape
-    one = grid(B, T, length)
-    start = 0 if past is None else past[1].length[:, None]
-    position = (start + one.at % T).ravel()
-    flat = Flat(position, None, (one,))
+    axis = flat(B, T, length, 0 if past is None else past[1].length[:, None])
     out = [jnp.asarray(out)]
-    h_QD = llama.extend(x_BTD.reshape(-1, D), flat, [past], out, remat=remat, added=added)
+    h_QD = llama.extend(x_BTD.reshape(-1, D), axis, [past], out, remat=remat, added=added)
     return h_QD.reshape(B, -1, D)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llmsrec_jax.batch import Flat
 from llmsrec_jax.llama import config, model, ops, weights
 from tests.llama import grids
 
@@ -68,9 +67,8 @@ def test_states_between_the_layers(llama, probe):
     *states, last = probe["hidden_states_row3"]
     x = llama.embed(jnp.asarray(probe["input_ids"][3, : len(last)]))
     close(x, states[0])
-    position = jnp.arange(len(last))
-    flat = Flat(position, None, (grids.grid(1, len(last), [len(last)]),))
-    rope = ops.rope_tables(llama.cfg, position)
+    flat = grids.flat(1, len(last), [len(last)])
+    rope = ops.rope_tables(llama.cfg, flat.position)
     for i in range(llama.cfg.layers):
         x, _ = model._layer(
             llama.cfg, llama.sharding, llama._layer(i, {}, flat), x, rope, flat, [None]
