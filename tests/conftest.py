@@ -13,12 +13,12 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     )
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-if (
-    "JAX_COMPILATION_CACHE_DIR" not in os.environ
-):  # for this session alone: no file of it is ever half written by another
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # for this session alone
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # no file of it is ever half written by another
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
 
 import pytest
 

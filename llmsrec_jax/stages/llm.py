@@ -58,12 +58,12 @@ class LLMRec(Reader):
         )
         valid_users, candidates = self._data.candidates("valid")
         prompts = self._user_prompts(dataset.inputs("valid", valid_users))
-        item_ids, k = np.unique(candidates), int(work.cfg.train.metric.partition("@")[2])
+        item_ids = np.unique(candidates)
         items = self._tokens.builder.items(item_ids)
 
         def validate(state: train.State) -> dict[str, float]:
             vectors = self._vectors(state.params, prompts, items, item_ids, "validation")
-            return evaluate.selection_metric(vectors, candidates, k, work.cfg.evaluate.ties)
+            return self._validated(vectors, candidates)
 
         self._fit(batches, validate)
 

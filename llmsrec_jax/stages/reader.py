@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import loaders, memory_plan, parallel, results, title_loaders, train
+from llmsrec_jax import evaluate, loaders, memory_plan, parallel, results, title_loaders, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import splits
 from llmsrec_jax.data.samples import Samples
@@ -96,6 +96,12 @@ class Reader(ABC):
         )
         work.fit(self._stage, job, train.init_state(params, cfg.lr, cfg.b2))
         self._tokens.say_trimmed("training and validation")
+
+    def _validated(self, scores: Scores, candidates: np.ndarray) -> dict[str, float]:
+        """What `train.metric` selects by, with its fellows, of candidates int [U, C]."""
+        cfg = self._work.cfg
+        cutoff = int(cfg.train.metric.partition("@")[2])
+        return evaluate.selection_metric(scores, candidates, cutoff, cfg.evaluate.ties)
 
     @abstractmethod
     def encode(self) -> None:

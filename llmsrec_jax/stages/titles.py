@@ -66,14 +66,13 @@ class TitleRec(Reader):
             *(self._samples, builder, told, self.plan.apply(work.cfg)),
             *(work.devices, work.mine),
         )
-        k = int(work.cfg.train.metric.partition("@")[2])
         users, candidates = self._data.candidates("valid")
         histories = self._data.dataset.inputs("valid", users)
         asked = self._ask("valid", users, histories, candidates)
 
         def validate(state: train.State) -> dict[str, float]:
             scores = Choices(self._read(state.params, asked, "validation")["score"])
-            return evaluate.selection_metric(scores, candidates, k, work.cfg.evaluate.ties)
+            return self._validated(scores, candidates)
 
         self._fit(batches, validate, objective=titles.loss)
 

@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmsrec_jax import config
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.keys import OWN_TOKENIZERS, TOKENS
 from llmsrec_jax.llama import config as llama_config
@@ -72,6 +73,11 @@ class Tokens:
             return llama_config.resolve(wanted)
         return None if wanted == "catalogue" else self._work.keys.backbone[1]
 
+    @property
+    def _prompts(self) -> config.Prompts:
+        """As the configuration wants them, within what the backbone reads."""
+        return within(self._work.cfg.prompts, self._work.keys.backbone[0].max_positions)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self._stage.folder / "tokenizer")
@@ -80,16 +86,14 @@ class Tokens:
     def builder(self) -> PromptBuilder:
         folder, catalog = self._stage.folder / "items", self._data.dataset.catalog
         items = ItemTokens.load(folder, self.tokenizer, catalog, self._wording)
-        prompts = within(self._work.cfg.prompts, self._work.keys.backbone[0].max_positions)
-        return PromptBuilder(self.tokenizer, items, catalog, prompts)
+        return PromptBuilder(self.tokenizer, items, catalog, self._prompts)
 
     @cached_property
     def titles(self) -> TitlePrompts:
         """Of prompts that ask for one."""
         cfg = self._work.cfg
-        prompts = within(cfg.prompts, self._work.keys.backbone[0].max_positions)
         most = 1 + max(cfg.train.negatives, cfg.evaluate.negatives)
-        return TitlePrompts(self.builder, self._data.dataset.catalog, prompts, most)
+        return TitlePrompts(self.builder, self._data.dataset.catalog, self._prompts, most)
 
     def say_trimmed(self, when: str) -> None:
         """Reports prompts that were too long, counted since the last report (D19)."""
