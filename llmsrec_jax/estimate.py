@@ -154,7 +154,7 @@ def _lora(lora: config.Lora, shape: LlamaConfig, tokens: int) -> float:
     if not lora.trains:
         return 0.0
     names = [TARGETS[each] for each in lora.targets]
-    return flops.lora(shape, lora.rank, names, np.array([0]), np.array([tokens]))
+    return flops.lora(shape, lora.rank, names, tokens, 1)
 
 
 def _tested(work: Work, known: Sizes) -> int:

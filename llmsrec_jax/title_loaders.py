@@ -35,20 +35,33 @@ class TitleBatches:
         self.rows = per_device(self.order.batch, devices, "train.batch")
         self.parts = parts_of(self.rows, cfg.train.parts or 1)
         lengths = titles.lengths(samples, self.question(every, 0))
-        self.shapes = planned(lengths, titles.longest, self.rows // self.parts, cfg)
+        longest = titles.longest(samples, 1 + cfg.train.negatives)
+        self.shapes = planned(lengths, longest, self.rows // self.parts, cfg)
 
     def __call__(self, step: int) -> TitleBatch:
         """Arrays [own devices, ...]."""
-        rows = self.order(step)
-        question = self.question(rows, step // self.order.steps_per_epoch)
-        lengths = self.titles.lengths(self.samples.take(rows), question)
-        by_part = np.argsort(lengths.reshape(self.devices * self.parts, -1), axis=1, kind="stable")
-        place = by_part + np.arange(len(by_part))[:, None] * by_part.shape[1]
-        shape = plan.choose_windows(self.shapes, lengths[place])
+        rows, question = self.members(step)
+        place, shape = self._placed(rows, question)
         place = place.reshape(self.devices, self.parts, -1)
         shown = shows_items(self.order, step, self.cfg.train)
         shards = [self._shard(rows, question, place[d], shape, shown) for d in self.mine]
         return parallel.stack(shards)
+
+    def shape(self, step: int) -> plan.Windows:
+        """Of every part of a step."""
+        return self._placed(*self.members(step))[1]
+
+    def members(self, step: int) -> tuple[np.ndarray, Question]:
+        """Samples int [n] of a step, and what they are asked."""
+        rows = self.order(step)
+        return rows, self.question(rows, step // self.order.steps_per_epoch)
+
+    def _placed(self, rows: np.ndarray, question: Question) -> tuple[np.ndarray, plan.Windows]:
+        """Where the prompts of each part, int [devices * parts, n], are among `rows`, by length; and the shape that holds them."""
+        lengths = self.titles.lengths(self.samples.take(rows), question)
+        by_part = np.argsort(lengths.reshape(self.devices * self.parts, -1), axis=1, kind="stable")
+        place = by_part + np.arange(len(by_part))[:, None] * by_part.shape[1]
+        return place, plan.choose_windows(self.shapes, lengths[place])
 
     def question(self, rows: np.ndarray, epoch: int) -> Question:
         """Of samples [n]."""
@@ -77,6 +90,11 @@ class TitleBatches:
         shapes = [layout.Shape(rows, 0, width) for rows, width in shape]
         groups = groups_of(prompts, np.arange(len(prompts)), shapes, self.titles.most)
         return layout.fill(groups, slots_of(len(prompts), self.cfg))
+
+
+def listed(cfg: config.Config) -> int:
+    """Candidates that a prompt lists, at most."""
+    return 1 + max(cfg.train.negatives, cfg.evaluate.negatives)
 
 
 def asked_in_training(

@@ -50,7 +50,7 @@ class TitleJob(Job):
             steps,
             samples.dataset.catalog.size - 1,
             titles.lengths(samples, first),
-            titles.longest,
+            titles.longest(samples, 1 + cfg.train.negatives),
             titles.most,
             titles.lengths(*judged),
             int(titles.asked(judged[1]).max()),

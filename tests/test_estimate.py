@@ -67,9 +67,8 @@ def test_lora_trains_through_every_token(tmp_path):
     shape = pipeline.Run(tiny(), tmp_path, Writer(tmp_path)).work.keys.backbone[0]
 
     def cost(tokens: int, times: int) -> float:
-        n, none = np.array([tokens]), np.array([0])
-        whole = flops.whole(shape, n, backward=times > 1)
-        return whole + times * flops.lora(shape, 2, ["q"], none, n)
+        whole = flops.whole(shape, np.array([tokens]), backward=times > 1)
+        return whole + times * flops.lora(shape, 2, ["q"], tokens, 1)
 
     user, item = 30 + 3 * 45, 45  # tokens: three items are shown
     steps = 80 * (cost(user, 3) + 2 * cost(item, 3)) / estimate.LIVE_SHARE
@@ -84,12 +83,12 @@ def test_title_generation_lists_candidates_and_answers(tmp_path):
     run = pipeline.Run(cfg, tmp_path, Writer(tmp_path))
     found = estimate.operations(run, True) or {}
     by_name = {folder.parent.name: n for folder, n in found.items()}
-    shape, none = run.work.keys.backbone[0], np.array([0])
+    shape = run.work.keys.backbone[0]
 
     def cost(answers: int, times: int) -> float:
-        n = np.array([30 + 3 * 45 + 20 * 34 + answers * 31])
-        whole = flops.whole(shape, n, backward=times > 1)
-        return whole + times * flops.lora(shape, 2, ["q"], none, n)
+        n = 30 + 3 * 45 + 20 * 34 + answers * 31
+        whole = flops.whole(shape, np.array([n]), backward=times > 1)
+        return whole + times * flops.lora(shape, 2, ["q"], n, 1)
 
     logits = 2 * shape.vocab * shape.d * 31
     read = cost(20, 1) + 20 * logits

@@ -198,15 +198,21 @@ def test_which_items_the_teacher_knows(rule, wanted):
     assert ours.tolist() == wanted and theirs.tolist() == [1, 2][: len(wanted)]
 
 
-def test_known_items_keep_what_was_trained(copy, tmp_path):
+LORA = {"lora.rank": 2, "lora.targets": ("q_proj", "v_proj")}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, LORA, LORA | {"lora.first": True, "prompts.user_repr": True}], ids=str
+)
+def test_known_items_keep_what_was_trained(copy, tmp_path, changes):
     """Of the very same data as files that is all of them: the numbers are those at home, whatever unseen ones have."""
     same = files(opened(copy, {}).data.dataset, tmp_path / "same")
     again = {f"transfer.files.{name}": path for name, path in same.items()}
     again |= {"transfer.unseen": "zero", "transfer.known": "catalogue"}
-    pipeline.run(tiny(HOME | again), copy)
+    pipeline.run(tiny(HOME | changes | again), copy)
     for metric in ("hr@10", "ndcg@10", "mrr@10"):
         rows = found(copy, metric)
-        for model in ("teacher", "llm_srec"):
+        for model in results.names(tiny(HOME | changes)).values():
             told = rows["same", f"{model} from tiny, unseen items zero"]
             assert told["value"] == pytest.approx(rows["tiny", model]["value"], rel=1e-9), model
             assert told["candidates_hash"] == rows["tiny", model]["candidates_hash"]

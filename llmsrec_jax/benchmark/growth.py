@@ -16,7 +16,7 @@ import numpy as np
 
 from llmsrec_jax import config, loaders
 from llmsrec_jax.benchmark import made, timing
-from llmsrec_jax.benchmark.stages import Bench, Epoch, Pass, Stepper, epoch_jobs, prompts_of
+from llmsrec_jax.benchmark.stages import Bench, Epoch, Pass, Stepper, epoch_jobs
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.data import sampling, splits
 from llmsrec_jax.data.interactions import Interactions
@@ -189,7 +189,7 @@ def _host(bench: Bench) -> dict[str, float]:
     tracemalloc.start()
     held = [jobs["prepare"](), jobs["plan"]()]
     found["host"], _ = tracemalloc.get_traced_memory()
-    prompts, cfg = prompts_of(bench, "users"), system.cfg.evaluate
+    prompts, cfg = bench.task.prompts("users"), system.cfg.evaluate
     held.append(prompts)
     for _ in loaders.encoding_batches(prompts, cfg.batch, system.mesh.parts, cfg.shapes):
         pass

@@ -17,6 +17,7 @@ from llmsrec_jax.data.interactions import Catalog, UserSequences, offsets_of
 from llmsrec_jax.data.splits import Dataset, prepare
 from llmsrec_jax.prompts.prompts import PromptBuilder
 from llmsrec_jax.prompts.templates import DAY_MS, named
+from llmsrec_jax.prompts.titles import TitlePrompts
 from llmsrec_jax.prompts.tokens import ItemTokens
 
 SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
@@ -28,6 +29,7 @@ SCIENTIFIC = (4, 7, 12, 15, 18, 21, 23, 26, 28, 31, 34, 38, 43, 46, 50, 65, 75)
 FIVE_CORE = (5, 5, 5, 5, 5, 6, 6, 7, 7, 9, 10, 14, 19, 27, 34, 70, 263)
 GAMES = (1, 3, 4, 5, 5, 5, 6, 6, 7, 8, 11, 15, 22, 35, 50, 129, 860)
 FIRST_DAY, DAYS = 17_000, 730  # of the interactions
+QUOTES = 2  # tokens of a title's length
 OPENING = re.compile(r" ?[A-Za-z]+|[0-9]{1,3}| ?[^\s\w]+|\s")  # as Llama-3 cuts the templates
 
 
@@ -127,7 +129,8 @@ class Tokens:
     """Stands in for a tokenizer: Llama-3's number of tokens for the templates' text, ids without meaning."""
 
     def __init__(self, vocab: int):
-        self.vocab_size, self.fingerprint, self.bos_ids = vocab, "made", [0]
+        self.vocab_size, self.fingerprint = vocab, "made"
+        self.bos_ids, self.end = [0], 1
 
     def encode(self, text: str) -> list[int]:
         """One id per word, number of up to three digits, or run of signs."""
@@ -152,14 +155,32 @@ class Made:
         return self.given or dataset(self.shape, self.seed)
 
     @cached_property
+    def _lengths(self) -> np.ndarray:
+        """int64 [I]: tokens of titles, quotes included; the pad has one too."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(b"titles")])
+        drawn = np.rint(draw(self.shape.title, self.shape.items, rng)).astype(np.int64)
+        return np.concatenate([[1], np.maximum(drawn, 1)])
+
+    @cached_property
     def builder(self) -> PromptBuilder:
         """The product's own, over random titles."""
-        rng = np.random.default_rng([self.seed, zlib.crc32(b"titles")])
-        lengths = np.rint(draw(self.shape.title, self.shape.items, rng)).astype(np.int64)
-        offsets = offsets_of(np.concatenate([[1], np.maximum(lengths, 1)]))  # the pad has one too
+        rng = np.random.default_rng([self.seed, zlib.crc32(b"ids")])
+        offsets = offsets_of(self._lengths)
         ids = rng.integers(self.vocab, size=offsets[-1]).astype(np.int32)
         tokenizer = Tokens(self.vocab)
         wording = named(self.prompts.wording, self.prompts.item_repr)
         key = {"tokenizer": tokenizer.fingerprint, "wording": wording}
         tokens = ItemTokens(ids, offsets, True, key)
         return PromptBuilder(cast(Any, tokenizer), tokens, self.dataset.catalog, self.prompts)
+
+    def titles(self, candidates: int) -> TitlePrompts:
+        """The product's own, over words without meaning. Raises what that raises."""
+        of = lambda i, words: " ".join(_word(i + j) for j in range(max(words, 1)))
+        words = [of(i, n - QUOTES) for i, n in enumerate(self._lengths)]
+        catalog = replace(self.dataset.catalog, titles=words)
+        return TitlePrompts(self.builder, catalog, self.prompts, candidates)
+
+
+def _word(number: int) -> str:
+    """Of letters alone, another one for every number."""
+    return "".join(chr(ord("a") + int(digit)) for digit in str(number))

@@ -57,8 +57,10 @@ def run(
     """
     rules.validate(cfg)
     parallel.keep_memory()
-    if not cfg.prompts.retrieves:
-        raise ValueError("the benchmark times retrieval: leave out prompts.task=title")
+    if options.vs and not cfg.prompts.retrieves:
+        raise ValueError("--vs compares retrieval: leave out prompts.task=title")
+    if "growth" in options.stages and not cfg.prompts.retrieves:
+        raise ValueError("--stages=growth is of retrieval: leave out prompts.task=title")
     if "torch" in options.vs and cfg.prompts.user_repr:
         raise ValueError("--vs=torch knows no user vector in prompts: leave out prompts.user_repr")
     if "torch" in options.vs and not cfg.prompts.item_repr:
@@ -82,7 +84,7 @@ def run(
             raise ValueError("--stages=alignment is A-LLMRec's stage 1: name alignment.text")
         text.locate(cfg.alignment.text)  # before the long work
     system = System.of(cfg)
-    plan = memory_plan.choose(system.job, system.mesh)
+    plan = memory_plan.choose(Bench(system, options.repeats, say).task.job, system.mesh)
     if "train" in options.stages:
         plan.require()
         say(plan.report())
@@ -102,11 +104,14 @@ def run(
         (out / "benchmark.md").write_text(report.markdown(results))
         say(f"{section or 'measured'}: {name}")
 
-    if {"train", "items"} & set(options.stages) and (kept := stages.store(bench)):
+    chosen = [name for name in STAGES if name in options.stages]
+    if not cfg.prompts.retrieves and "items" in chosen:
+        chosen.remove("items")
+        say("a prompt that asks for a title holds its candidates: there are no items to encode")
+    elif {"train", "items"} & set(chosen) and (kept := stages.store(bench)):
         keep("", "store", kept)
-    for name, measure in STAGES.items():
-        if name not in options.stages:
-            continue
+    for name in chosen:
+        measure = STAGES[name]
         keep("", name, measure(bench))
         for other, compare in _comparisons(name, options):
             keep("versus", other, compare(bench))

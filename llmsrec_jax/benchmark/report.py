@@ -155,6 +155,8 @@ def _table9(results: Mapping[str, Any]) -> list[str]:
         f"lengths of real titles; inference: all items and {table9.INFERRED_USERS:,} users) over the rates measured above."
     )
     given = results["config"]
+    if given["prompts"]["task"] == "title":
+        note += " The paper's rows retrieve; ours write titles, with those of all candidates behind every user's prompt."
     if given["lora"]["first"] or given["alignment"]["text"]:
         note += " What trains before, CoLLM's LoRA or A-LLMRec's stage 1, is no part of them."
     return [*_table(columns, rows), "", note]

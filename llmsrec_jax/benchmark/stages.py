@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmsrec_jax import loaders
-from llmsrec_jax.benchmark import timing, work
+from llmsrec_jax.benchmark import tasks, timing, work
 from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.benchmark.timing import Programs, Spread
 from llmsrec_jax.models import cf
+from llmsrec_jax.title_loaders import TitleBatches
 
 # batches built to see which shapes an epoch consists of
 TRAIN_BATCHES, TEACHER_BATCHES = 200, 50
@@ -52,18 +53,21 @@ class Bench:
         return work.Sizes(self.system.cfg, self.system.llama)
 
     @cached_property
-    def batches(self) -> loaders.LLMBatches:
-        system = self.system
-        parts = (system.samples, system.made.builder, system.cf_users)
-        return loaders.LLMBatches(*parts, system.cfg, system.mesh.parts, store=system.store)
+    def task(self) -> tasks.Task:
+        return tasks.of(self.system, self.sizes)
+
+    @property
+    def batches(self) -> loaders.LLMBatches | TitleBatches:
+        return self.task.batches
 
     def whole(self, step: int) -> Whole:
-        """What the batch of a step is made of."""
-        return Whole.of(self.batches, step)
+        """What the batch of a step is made of, where vectors are asked for."""
+        assert isinstance(self.task, tasks.Retrieval)
+        return self.task.whole(step)
 
     @cached_property
     def work_of_epoch(self) -> work.Work:
-        return self.epoch.total(lambda step: self.sizes.step(self.whole(step)))
+        return self.epoch.total(self.task.step)
 
     @cached_property
     def epoch(self) -> "Epoch":
@@ -199,13 +203,14 @@ def epoch_stage(bench: Bench, stepper: Stepper, epoch: Epoch, total: work.Work) 
 
 
 def train(bench: Bench) -> dict[str, Any]:
-    """LLM-SRec's training step, forward, backward and Adam, over an epoch's mix of shapes."""
+    """The LLM's training step, forward, backward and Adam, over an epoch's mix of shapes."""
     system = bench.system
-    stepper = Stepper(system.step(), system.frozen, system.state(), system.put)
+    step = system.step(objective=bench.task.objective)
+    stepper = Stepper(step, system.frozen, system.state(), system.put)
     result = epoch_stage(bench, stepper, bench.epoch, bench.work_of_epoch)
     shapes = {bench.batches.shape(step) for step in range(bench.epoch.sampled)}
     cfg = system.cfg
-    needs = [system.job.needs(cfg.train.parts, cfg.llm.item_store, shape) for shape in shapes]
+    needs = [bench.task.job.needs(cfg.train.parts, cfg.llm.item_store, shape) for shape in shapes]
     return result | {"estimated_bytes": max(each.program for each in needs)}
 
 
@@ -231,17 +236,6 @@ def teacher(bench: Bench) -> dict[str, Any]:
     return result | {"loading_minutes_per_epoch": loading}
 
 
-def prompts_of(bench: Bench, kind: str) -> Any:
-    """All prompts of `items`, or of the evaluated `users` (the test set's inputs)."""
-    system, limit = bench.system, bench.system.cfg.evaluate.max_users
-    made = system.made
-    if kind == "items":
-        return made.builder.items(np.arange(1, made.dataset.catalog.size))
-    users = made.dataset.eligible("test")
-    histories = made.dataset.inputs("test", users[:limit] if limit else users)
-    return made.builder.later(histories, system.told(len(histories)))
-
-
 @dataclass
 class Pass:
     """Encoding all prompts of a kind once: a job per shape, and how many blocks there are of it."""
@@ -254,11 +248,10 @@ class Pass:
     @classmethod
     def of(cls, bench: Bench, kind: str) -> "Pass":
         system, cfg = bench.system, bench.system.cfg.evaluate
-        prompts, programs = prompts_of(bench, kind), Programs(system.encoder(kind))
-        counts, examples = collections.Counter(), {}
-        store = system.store if kind == "items" else None
-        options = (cfg.batch, system.mesh.parts, cfg.shapes, None, store)
-        for _, batch in loaders.encoding_batches(prompts, *options):
+        asked = bench.task.encoding(kind)
+        programs, counts, examples = Programs(asked.program), collections.Counter(), {}
+        options = (cfg.batch, system.mesh.parts, cfg.shapes, None, asked.store, asked.outs)
+        for _, batch in loaders.encoding_batches(asked.prompts, *options):
             key = timing.shapes_of(batch)
             counts[key] += 1
             examples.setdefault(key, batch)
@@ -269,7 +262,7 @@ class Pass:
             return np.asarray(programs(system.frozen, system.params, system.put(batch)))
 
         jobs = {key: lambda b=batch: encode(b) for key, batch in examples.items()}
-        return cls(prompts, programs, jobs, dict(counts))
+        return cls(asked.prompts, programs, jobs, dict(counts))
 
 
 def encode(bench: Bench, kind: str) -> dict[str, Any]:
@@ -278,5 +271,4 @@ def encode(bench: Bench, kind: str) -> dict[str, Any]:
     times = timing.total(timing.rounds(one.jobs, bench.repeats), one.counts)
     result = _stage(one.programs, times)
     result["minutes"] = result["seconds"].scaled(1 / MINUTE)
-    whole = one.prompts.take(np.arange(len(one.prompts)))
-    return result | work.rates(bench.sizes.encoding(whole), result["seconds"], bench.peak)
+    return result | work.rates(bench.task.work(kind), result["seconds"], bench.peak)

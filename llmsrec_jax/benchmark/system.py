@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import config, memory, parallel, stores, train
+from llmsrec_jax import config, parallel, stores, train
 from llmsrec_jax.benchmark import made
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
@@ -47,12 +47,14 @@ class System:
         return weights.compute_dtype(self.cfg.llm.dtype)
 
     @cached_property
-    def _located(self) -> tuple[llama_config.LlamaConfig, Any]:
-        return llama_config.locate(self.cfg.llm.path, self.cfg.llm.revision)
+    def located(self) -> tuple[llama_config.LlamaConfig, Any]:
+        """The shape of the backbone, and its folder or None."""
+        shape, folder = llama_config.locate(self.cfg.llm.path, self.cfg.llm.revision)
+        return replace(shape, writes=not self.cfg.prompts.retrieves), folder
 
     @property
     def llama(self) -> llama_config.LlamaConfig:
-        return self._located[0]
+        return self.located[0]
 
     def made_as(self, shape: made.Shape) -> made.Made:
         """Data of that shape for this backbone."""
@@ -71,14 +73,8 @@ class System:
         return Samples.of(dataset, users[: cfg.max_users or len(users)], cfg.targets)
 
     @cached_property
-    def job(self) -> memory.RetrievalJob:
-        """As far as memory goes."""
-        prompts = self.made.builder, self.samples
-        return memory.RetrievalJob.of(self.cfg, self._located, *prompts, self.mesh)
-
-    @cached_property
     def backbone(self) -> Llama:
-        (shape, folder), mode = self._located, self.cfg.llm.quant
+        (shape, folder), mode = self.located, self.cfg.llm.quant
         options = {"mode": mode, "sharding": self.mesh.weights}
         self.mesh.weights.check(shape, mode)
         if folder is None:
@@ -132,11 +128,11 @@ class System:
             train.init_state(params, self.cfg.train.lr, self.cfg.train.b2), self.mesh
         )
 
-    def step(self, llama_graph: nnx.GraphDef | None = None) -> Any:
-        """The product's training step, jitted."""
-        llama = llama_graph or self.llama_graph
-        parts = {"model": self.model[0], "llama": llama, "cfg": self.cfg, "axis": self.mesh.axis}
-        return parallel.train_wrapper(partial(train.llm_step, **parts), self.mesh)
+    def step(self, llama_graph: nnx.GraphDef | None = None, **more: Any) -> Any:
+        """The product's training step, jitted; more: of `train.llm_step`."""
+        parts = {"model": self.model[0], "llama": llama_graph or self.llama_graph, **more}
+        step = partial(train.llm_step, **parts, cfg=self.cfg, axis=self.mesh.axis)
+        return parallel.train_wrapper(step, self.mesh)
 
     def encoder(self, kind: str) -> Any:
         """Of `users` or `items`, jitted."""

@@ -1,15 +1,14 @@
 """Table 9 of the paper (E15): minutes per epoch and per inference pass, beside what this run's rates make of the same work."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from llmsrec_jax.benchmark import made, work
+from llmsrec_jax import config
+from llmsrec_jax.benchmark import made, tasks, work
 from llmsrec_jax.benchmark.stages import MINUTE
 from llmsrec_jax.benchmark.system import System
-from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.published import ELECTRONICS, PUBLISHED, SCIENTIFIC
 
@@ -22,11 +21,11 @@ INFERRED_USERS = 10_000  # the authors evaluate at most so many (D41)
 
 
 class Works(NamedTuple):
-    """Of a dataset: an epoch of training, the inferred users, all items."""
+    """Of a dataset: an epoch of training, the inferred users, all items where those are read."""
 
     train: work.Work
-    users: work.Work
-    items: work.Work
+    users: work.Work | None
+    items: work.Work | None
 
 
 class Projection:
@@ -35,7 +34,7 @@ class Projection:
     def __init__(self, system: System):
         self._system = system
         self._backbones = {f"here, {system.cfg.llm.path}": system.llama}
-        paper = llama_config.SIZES[BACKBONE]
+        paper = replace(llama_config.SIZES[BACKBONE], writes=system.llama.writes)
         if system.llama != paper:
             self._backbones[f"the same rates, {BACKBONE}"] = paper
 
@@ -58,9 +57,11 @@ class Projection:
             return {}
 
         def minutes(todo: Works, *stages: str) -> float | None:
-            if any(name not in rates for name in stages):
+            found = {name: getattr(todo, name) for name in stages}
+            read = {name: one for name, one in found.items() if one is not None}
+            if not read.keys() <= rates.keys():
                 return None
-            return sum(getattr(todo, name).flops / rates[name] for name in stages) / MINUTE
+            return sum(one.flops / rates[name] for name, one in read.items()) / MINUTE
 
         return {
             title: [
@@ -73,19 +74,8 @@ class Projection:
 
 
 def works(system: System, sizes: work.Sizes, shape: made.Shape) -> Works:
-    data = system.made_as(shape)
-    builder, dataset, cfg = data.builder, data.dataset, system.cfg
-    samples = Samples.of(dataset, dataset.eligible("train"), cfg.train.targets)
-    lengths = builder.user_lengths(samples)
-    prompts = cfg.prompts
-    slots = np.minimum(samples.lengths, prompts.history_len).sum() * prompts.item_repr
-    told = len(samples) * prompts.user_repr
-    items = builder.items(np.arange(1, dataset.catalog.size))
-    each = items.prefix_len.astype(np.int64), items.live_lengths
-    candidates = len(samples) * (1 + cfg.train.negatives) / len(items)
-    training = sizes.prompts(*lengths, float(slots), told, training=True) + sizes.prompts(
-        *each, len(items) * prompts.item_repr, training=True
-    ).scaled(candidates)
-    evaluated = dataset.eligible("test")[:INFERRED_USERS]
-    users = builder.users(dataset.inputs("test", evaluated), system.told(len(evaluated)))
-    return Works(training, sizes.encoding(users), sizes.encoding(items))
+    limits = {"train.max_users": 0, "evaluate.max_users": INFERRED_USERS}
+    there = System(config.apply(system.cfg, limits), shape)
+    task = tasks.of(there, sizes)
+    users, items = (task.work(kind) if kind in task.kinds else None for kind in ("users", "items"))
+    return Works(task.epoch(), users, items)

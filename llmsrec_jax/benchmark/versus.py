@@ -177,7 +177,7 @@ def _agree_on_vectors(bench: Bench, kind: str) -> None:
     from llmsrec_jax.benchmark import torch_llm
 
     system = bench.system
-    prompts = stages.prompts_of(bench, kind)
+    prompts = bench.task.prompts(kind)
     few = prompts.take(np.arange(min(len(prompts), system.cfg.evaluate.batch)))
     store = system.store if kind == "items" else None
     blocks = loaders.encoding_batches(few, len(few), 1, 1, None, store)

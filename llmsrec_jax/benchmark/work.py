@@ -9,11 +9,13 @@ import numpy as np
 from llmsrec_jax import config
 from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_REPR, SequenceBatch
 from llmsrec_jax.benchmark.padded import Whole
+from llmsrec_jax.data.interactions import Histories
 from llmsrec_jax.llama import flops
 from llmsrec_jax.llama.config import LlamaConfig
 from llmsrec_jax.llama.lora import TARGETS
 from llmsrec_jax.models import allmrec, cf
 from llmsrec_jax.prompts.prompts import Prompts
+from llmsrec_jax.prompts.titles import Question, TitlePrompts
 from llmsrec_jax.prompts.trunks import in_training
 
 TRAINED = 3  # forward, backward to inputs, backward to weights
@@ -55,7 +57,7 @@ class Sizes:
     """Which operations a configuration needs per prompt."""
 
     def __init__(self, cfg: config.Config, llama: LlamaConfig):
-        self.llama, self._lora = llama, cfg.lora
+        self.llama, self._lora, self._prompts = llama, cfg.lora, cfg.prompts
         self._keeps_items = cfg.llm.item_store != "recompute"
         self._slot = _head(cfg.item_width, llama.d, llama.d)
         self._user_slot = _head(cfg.teacher.d, llama.d, llama.d)
@@ -75,19 +77,44 @@ class Sizes:
         llama, total = self.llama, prefix + live
         if training:
             prefix, live = in_training((prefix, live), self._lora)
-        projected = slots * self._slot + told * self._user_slot
-        heads = (TRAINED if training else 1) * (projected + len(live) * self._head)
+        times = TRAINED if training else 1
+        heads = times * (self._projected(slots, told) + len(live) * self._head)
         useful = flops.prefill(llama, np.where(kept, 0, prefix))
         useful += flops.extend(llama, prefix, live)
         if training:
             useful += flops.extend_backward(llama, prefix, live)
         whole = flops.whole(llama, total, backward=training)
-        added = 0.0
-        if self._lora.trains:
-            lora = llama, self._lora.rank, [TARGETS[each] for each in self._lora.targets]
-            added = flops.lora(*lora, prefix, live) * (TRAINED if training else 1)
-        sums = float(total.sum()), float(live.sum())
-        return Work(len(live), *sums, useful + added + heads, whole + added + heads)
+        tokens = float(total.sum())
+        rest = heads + times * self._added(tokens, len(live))
+        return Work(len(live), tokens, float(live.sum()), useful + rest, whole + rest)
+
+    def titles(
+        self, titles: TitlePrompts, histories: Histories, question: Question, *, training: bool
+    ) -> Work:
+        """Of prompts that ask for a title. Without shortcuts every answer has a prompt of its own."""
+        llama, times = self.llama, TRAINED if training else 1
+        own = titles.tokens(question.answers)[1] - 1
+        trunk = titles.lengths(histories, question) - own.sum(axis=1)
+        shown = np.minimum(histories.lengths, self._prompts.history_len).sum()
+        slots = float(shown + question.candidates.size) * self._prompts.item_repr
+        told = len(trunk) * self._prompts.user_repr
+        useful = flops.answers(llama, trunk, own)
+        if training:
+            useful += flops.answers(llama, trunk, own, backward=True)
+        whole = flops.whole(llama, trunk[:, None] + own, backward=training)
+        tokens, read = float(trunk.sum() + own.sum()), float(len(trunk) + own.sum())
+        rest = times * (self._projected(slots, told) + self._added(tokens, read))
+        return Work(len(trunk), tokens, tokens, useful + rest, whole + rest)
+
+    def _projected(self, slots: float, told: float) -> float:
+        return slots * self._slot + told * self._user_slot
+
+    def _added(self, tokens: float, read: float) -> float:
+        """By LoRA, at so many tokens of which so many are read."""
+        if not self._lora.trains:
+            return 0.0
+        names = [TARGETS[each] for each in self._lora.targets]
+        return flops.lora(self.llama, self._lora.rank, names, tokens, read)
 
     def encoding(self, prompts: Prompts, *, training: bool = False) -> Work:
         """Of whole prompts; prefixes that are kept cost nothing."""

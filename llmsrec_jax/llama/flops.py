@@ -1,8 +1,9 @@
 """Useful floating-point operations of LLaMA, counted from real token lengths: the one place where the formula is.
 
 Useful is the least work that gives the same numbers: a prefix forward only, a tail forward and, where it is trained through,
-backward to its inputs (frozen weights get no gradient), the last layer only where it is read. Padding, recomputed layers and
-logits are never useful. A multiplication and its addition are two operations; norms, rotations and softmax are not counted.
+backward to its inputs (frozen weights get no gradient), the last layer and logits only where they are read. Padding and
+recomputed layers are never useful. A multiplication and its addition are two operations; norms, rotations and softmax are not
+counted.
 
 Per layer, with widths as in batch.py:
   a token's queries and outputs  2 * 2 D N H     keys and values  2 * 2 D K H     feed-forward  2 * 3 D F
@@ -63,19 +64,28 @@ def extend_backward(cfg: LlamaConfig, prefix: Lengths, live: Lengths) -> float:
     return float(np.sum((cfg.layers - 1) * full + last))
 
 
-def lora(
-    cfg: LlamaConfig, rank: int, names: Sequence[str], prefix: Lengths, live: Lengths
-) -> float:
-    """Products with A and B of these weights, forward, in the least work too: the last layer has a prompt's last token alone.
+def answers(cfg: LlamaConfig, trunk: Lengths, own: Lengths, *, backward: bool = False) -> float:
+    """Logits at the last token of trunks, and at every token of `own` int [n, A] sequences behind each: they see the trunk and
+    nothing of each other. Backward: from there to all inputs.
+    """
+    P, T = np.asarray(trunk, np.int64), np.asarray(own, np.int64)
+    behind, begin = np.sum(T * P[:, None] + _causal(T), axis=1), _causal(P)
+    tokens, read, times = P + T.sum(axis=1), 1 + T.sum(axis=1), 2 if backward else 1
+    full = tokens * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, times * (begin + behind))
+    last = tokens * _key_value(cfg) + read * _rest(cfg) + _seen(cfg, times * (P + behind))
+    return float(np.sum((cfg.layers - 1) * full + last + 2 * cfg.d * cfg.vocab * read))
+
+
+def lora(cfg: LlamaConfig, rank: int, names: Sequence[str], tokens: float, read: float) -> float:
+    """Products with A and B of these weights at so many tokens, forward, in the least work too: most of the last layer is computed
+    for those tokens alone that are read.
 
     Backward they cost the same again to the inputs, and once more to A and B themselves.
     """
-    P, T = np.asarray(prefix, np.int64), np.asarray(live, np.int64)
     of_token = {name: 2 * rank * sum(map(math.prod, widths(cfg, name))) for name in names}
-    total = float(np.sum((cfg.layers - 1) * (P + T))) * sum(of_token.values())
     everywhere = sum(cost for name, cost in of_token.items() if name in ("k", "v"))
-    last = float(np.sum(P + T)) * everywhere
-    return total + last + len(T) * (sum(of_token.values()) - everywhere)
+    full = (cfg.layers - 1) * sum(of_token.values()) + everywhere
+    return tokens * full + read * (sum(of_token.values()) - everywhere)
 
 
 def whole(cfg: LlamaConfig, length: Lengths, *, backward: bool) -> float:

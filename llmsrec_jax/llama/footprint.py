@@ -46,6 +46,14 @@ class Pass(NamedTuple):
     branches: bool = False  # of tails hide from each other
 
 
+class Added(NamedTuple):
+    """LoRA, as it trains."""
+
+    names: Sequence[str]  # of products
+    rank: int
+    drops: bool
+
+
 @dataclass(frozen=True)
 class Footprint:
     """Of a backbone on one of the devices that share it."""
@@ -99,7 +107,7 @@ class Footprint:
             for n, share in zip(shape, shares + [1] * (len(shape) - len(shares)), strict=True)
         ]
 
-    def training(self, one: Pass, remat: str, after: int = 0) -> int:
+    def training(self, one: Pass, remat: str, after: int = 0, lora: Added | None = None) -> int:
         """Of tails forward and backward to their inputs, behind their prefixes.
 
         after: bytes of what is made of the hidden states that are asked for, and of its backward pass.
@@ -107,7 +115,9 @@ class Footprint:
         cfg, b, A = self.cfg, self._b, one.live
         D, F, grids = A * cfg.d * b, A * cfg.ff * b, self._grids(one.tails)
         pairs = [self._pairs(self._at_once(grid)) for grid in one.tails]
-        at_work = max(3 * F + 3 * D + 2 * grids, 2 * D + 3 * grids + PER_PAIR * max(pairs))
+        masks, early, rest = (0, False, 0) if lora is None else self._lora(one, lora, remat)
+        feed, attend = 3 * F + 3 * D + 2 * grids + masks * early, 2 * D + 3 * grids
+        at_work = max(feed, attend + max(PER_PAIR * max(pairs), masks))
         if remat == "names":
             every = A * self._heads * b + 2 * D + 2 * F
         elif remat == "inputs":
@@ -120,19 +130,23 @@ class Footprint:
         # room for what is kept is made before the prefixes are computed
         at_work = max(at_work, self._forward(one.prefixes, one.prefix), self._last(one, after))
         at_work += self._cut_out
-        masks = FP32 * sum(pairs)
-        return self._keys(one.prefix) + (cfg.layers - 1) * every + masks + at_work
+        hidden = FP32 * sum(pairs)
+        return self._keys(one.prefix) + (cfg.layers - 1) * every + hidden + at_work + rest
 
-    def lora(self, one: Pass, names: Sequence[str], rank: int, *, dropped: bool, remat: str) -> int:
-        """On top of `training`: A x of every layer, the gradient of the widest input, and what drops a part of all inputs.
+    def _lora(self, one: Pass, lora: Added, remat: str) -> tuple[int, bool, int]:
+        """What drops a part of the inputs; whether it is there before attention's backward pass begins; and what is there all the
+        time: A x of every layer and the gradient of the widest input.
 
         With remat=none, what is dropped and what is left of the inputs is kept of every layer instead.
         """
-        inputs, b = [math.prod(widths(self.cfg, name)[0]) for name in names], self._b
-        may_drop, low = sum(inputs) * dropped, FP32 * rank * len(names)
+        inputs = {name: math.prod(widths(self.cfg, name)[0]) for name in lora.names}
+        b, low = self._b, FP32 * lora.rank * len(inputs)
+        may_drop = sum(inputs.values()) * lora.drops
         every = {"none": low + (1 + b) * may_drop, "names": low, "inputs": 0}[remat]
-        masks = 0 if remat == "none" else (MASK + b) * may_drop
-        return one.live * ((self.cfg.layers - 1) * every + b * max(inputs) + masks)
+        masks = (MASK + b) * one.live * may_drop * (remat != "none")
+        early = remat == "inputs" or any(name in inputs for name in ("gate", "up", "down"))
+        rest = one.live * ((self.cfg.layers - 1) * every + b * max(inputs.values()))
+        return masks, early, rest
 
     def forward(self, one: Pass, after: int = 0) -> int:
         """Of prefixes, then tails, without a backward pass. after: as for `training`."""

@@ -56,11 +56,6 @@ class TitlePrompts:
         self._pieces, self._lock = Pieces(), threading.Lock()
         self._check(candidates)
 
-    @property
-    def longest(self) -> int:
-        """Tokens of a row with one answer, at most."""
-        return self._cfg.max_tokens
-
     def _check(self, candidates: int) -> None:
         ids, length = self.tokens(np.arange(1, len(self._titles))[:, None])
         _, same, distinct = np.unique(ids[:, 0], axis=0, return_inverse=True, return_counts=True)
@@ -74,7 +69,9 @@ class TitlePrompts:
         )  # int [I]: equal for items whose titles are
         self.alike = int(distinct[distinct > 1].sum())  # items that share what is shown of a title
         self.most = int(length.max())  # tokens of an answer, its end included
+        # tokens of a candidate, what is before it and its slot included
         block = self.most + self._separator + self._slots
+        self._block = int(length.min()) - 1, block
         need = self._builder.template_tokens + candidates * block + len(self._ask)
         need += self._cfg.title_tokens + _ROOM
         if need > self._cfg.max_tokens:
@@ -127,6 +124,12 @@ class TitlePrompts:
         tail += len(self._ask)
         opening = sum(self._builder.user_lengths(histories, tail + self._cfg.title_tokens))
         return opening + tail + self.asked(question) - question.answers.shape[1]
+
+    def longest(self, histories: Histories, candidates: int) -> int:
+        """Tokens of a row with one answer, at most, whichever `candidates` items are listed."""
+        least, most = (candidates * block + len(self._ask) for block in self._block)
+        opening = sum(self._builder.user_lengths(histories, least + self._cfg.title_tokens))
+        return min(self._cfg.max_tokens, int(np.max(opening)) + most + self.most)
 
     def asked(self, question: Question) -> np.ndarray:
         """int64 [n]: tokens that every row is asked for."""

@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmsrec_jax import config
+from llmsrec_jax import config, title_loaders
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.keys import OWN_TOKENIZERS, TOKENS
 from llmsrec_jax.llama import config as llama_config
@@ -91,8 +91,7 @@ class Tokens:
     @cached_property
     def titles(self) -> TitlePrompts:
         """Of prompts that ask for one."""
-        cfg = self._work.cfg
-        most = 1 + max(cfg.train.negatives, cfg.evaluate.negatives)
+        most = title_loaders.listed(self._work.cfg)
         return TitlePrompts(self.builder, self._data.dataset.catalog, self._prompts, most)
 
     def say_trimmed(self, when: str) -> None:

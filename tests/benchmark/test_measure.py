@@ -111,12 +111,6 @@ def test_prompts_that_the_other_side_does_not_know_are_refused(tmp_path):
         measure.run(cfg, tmp_path, Options(("peak",), ("torch",), 1, 1))
 
 
-def test_title_generation_is_refused(tmp_path):
-    cfg = config.apply(config.preset(small(), "tallrec,title"), {"llm.item_store": "auto"})
-    with pytest.raises(ValueError, match="times retrieval: leave out prompts.task=title"):
-        measure.run(cfg, tmp_path, Options(("peak",), (), 1, 1))
-
-
 def test_stage_1_where_there_is_none_is_refused(tmp_path):
     """Or where its text encoder is not here: before anything else is measured."""
     for changes, why in (({}, "name alignment.text"), ({"alignment.text": "nowhere"}, "no such")):

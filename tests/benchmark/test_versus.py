@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import config
-from llmsrec_jax.benchmark import measure, stages, versus
+from llmsrec_jax.benchmark import measure, versus
 from llmsrec_jax.benchmark.measure import Options
 from llmsrec_jax.benchmark.stages import Bench
 from llmsrec_jax.benchmark.versus import Disagreement, agree
@@ -69,9 +69,7 @@ def test_training(bench, torch_llm):
 @pytest.mark.parametrize("kind", ["users", "items"])
 def test_encoding(bench, torch_llm, kind):
     found = versus.encode(bench, kind)
-    assert (
-        found["prompts"] == len(stages.prompts_of(bench, kind)) and found["sampled_by_torch"] == 8
-    )
+    assert found["prompts"] == len(bench.task.prompts(kind)) and found["sampled_by_torch"] == 8
     assert set(found["times_faster"]) == {"torch field", "torch strong"}
 
 

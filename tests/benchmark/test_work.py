@@ -42,7 +42,7 @@ def test_with_lora_every_token_is_trained_through(bench):
     cfg = config.apply(bench.system.cfg, {"lora.rank": 4})
     sizes, llama = work.Sizes(cfg, bench.system.llama), bench.system.llama
     prefix, live, none = np.array([3]), np.array([2]), np.array([0])
-    added = flops.lora(llama, 4, ("q", "v"), prefix, live)
+    added = flops.lora(llama, 4, ("q", "v"), 5, 1)
     plain, found = (each.prompts(prefix, live, 1, training=False) for each in (bench.sizes, sizes))
     assert found.flops == plain.flops + added and found.live == 2
     whole = bench.sizes.prompts(none, prefix + live, 1, training=True)

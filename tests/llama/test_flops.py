@@ -37,6 +37,25 @@ def test_whole_by_hand():
     assert flops.whole(SMALL, np.array([4]), backward=True) == 2 * forward + 3 * seen
 
 
+def test_answers_by_hand():
+    """Behind three tokens two of one sequence, one of another: pairs that a mask of rows, answer by answer, allows."""
+    trunk, own = np.array([3]), np.array([[2, 1]])
+    branch = np.array([0, 0, 0, 1, 1, 2])
+    at = np.arange(6)
+    mask = (at[:, None] >= at) & ((branch == 0) | (branch[:, None] == branch))
+    read = at >= 2  # the trunk's last token, and all behind
+    logits = 4 * 2 * 4 * 7
+    for backward, times in ((False, 1), (True, 2)):
+        full = 6 * (KV + REST) + times * mask.sum() * SEEN
+        last = 6 * KV + 4 * REST + times * mask[read].sum() * SEEN
+        found = flops.answers(SMALL, trunk, own, backward=backward)
+        assert found == 2 * full + last + logits
+    two = flops.answers(SMALL, np.array([3, 5]), np.array([[2, 1], [4, 0]]))
+    assert two == flops.answers(SMALL, trunk, own) + flops.answers(
+        SMALL, np.array([5]), np.array([[4]])
+    )
+
+
 def test_prompts_add_up():
     prefix, live = np.array([3, 5]), np.array([2, 7])
     for count in (flops.extend, flops.extend_backward):

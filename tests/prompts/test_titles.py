@@ -1,5 +1,7 @@
 """Prompts that ask for a title equal the tokenizer's own encoding; answers as branches; what is refused."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,20 @@ def test_rows_are_built_when_they_are_taken():
         for row, n in zip(rows, ns, strict=True)
     ]
     assert sum(flat, []) == rows.asked.token.tolist()
+
+
+@pytest.mark.parametrize("max_tokens", [240, 2048])
+def test_no_row_is_longer_than_the_longest(max_tokens):
+    """Whatever is listed; and one that is nearly so long can be asked for."""
+    titles, histories = made(max_tokens=max_tokens), cases.histories(USERS)
+    found = []
+    for shown in itertools.permutations(range(1, len(TITLES) + 1), 4):
+        candidates = np.tile(shown, (len(USERS), 1))
+        for column in range(4):
+            answers = candidates[:, column : column + 1]
+            found.append(titles.lengths(histories, Question(candidates, answers)).max())
+    longest = titles.longest(histories, 4)
+    assert max(found) <= longest <= max_tokens and max(found) > 0.8 * longest
 
 
 def test_long_titles_are_cut_alike_in_the_list_and_the_answer():
