@@ -149,11 +149,12 @@ def test_a_backbone_of_two_processes(short, tmp_path, setting):
 
 
 @pytest.mark.slow
-def test_stage_1_of_two_processes(tmp_path):
-    """One of them encodes the titles, both train A-LLMRec's stage 1: the numbers of one process."""
+def test_what_trains_before_in_two_processes(tmp_path):
+    """One of them encodes the titles, both train A-LLMRec's stage 1 and CoLLM's LoRA on titles alone: the numbers of one process."""
     folder = folders.write(tmp_path / "bert")
     small = {"alignment.text": str(folder), "alignment.middle": 6, "alignment.epochs": 2}
-    changes = {**SHORT, **PRESETS["a_llmrec"], **small}
+    first = {"lora.rank": 2, "lora.targets": ("q_proj",), "lora.first": True}
+    changes = {**SHORT, **PRESETS["a_llmrec"], **small, **first}
     pipeline.run(tiny({**LONG, **changes, "mesh.devices": 1}), tmp_path / "one")
     code, said = Program(tmp_path, tmp_path / "two", **changes).finish()
     assert code == 0, said

@@ -42,8 +42,6 @@ LOGITS |= {"train.batch": 8, "vocab": 131_072}
 
 
 class Words(made.Tokens):
-    end = 1
-
     def has_token_across(self, cut: str) -> bool:
         return False
 
