@@ -80,17 +80,21 @@ def encode(
     mesh: parallel.DeviceMesh,
     rows: int,
     advance: Callable[[int], None] = lambda done: None,
+    kept: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda rows, values: values,
 ) -> np.ndarray:
-    """float32 [rows, R]: runs `encoder` over planned batches and puts every row where it belongs."""
+    """[rows, R]: runs `encoder` over planned batches and puts every row where it belongs.
+
+    kept: of rows int [n] and what the encoder returns for them, float32 [n, ..]: what there is to remember, [n, R].
+    """
     out: np.ndarray | None = None
     done = np.zeros(rows, bool)  # padding repeats rows, which are to be counted once
     put = partial(parallel.put_batch, mesh=mesh)
     started = ((index, encoder(frozen, params, put(batch))) for index, batch in batches)
     for index, vectors in _one_ahead(started):
-        result = np.asarray(vectors)
-        if out is None:
-            out = np.zeros((rows, result.shape[-1]), np.float32)
-        for positions, values in zip(index, result, strict=True):
+        for positions, values in zip(index, np.asarray(vectors), strict=True):
+            values = kept(positions, values)
+            if out is None:
+                out = np.zeros((rows, values.shape[-1]), values.dtype)
             out[positions] = values
         before = done.sum()
         done[np.concatenate(index)] = True

@@ -119,3 +119,13 @@ def test_encoding_keeps_a_batch_ahead():
     got = evaluate.encode(batches, start, None, None, mesh, 3)
     np.testing.assert_array_equal(got[:, 0], [2, 1, 0])
     assert seen == ["start 0", "start 1", "fetch 0", "start 2", "fetch 1", "fetch 2"]
+
+
+def test_encoding_remembers_what_is_asked_for():
+    """Of every row, whose number is told, in the dtype in which it was made."""
+    mesh = parallel.make_mesh(config.Mesh(devices=1))
+    batches = [([np.array(rows)], np.array([rows])) for rows in ([2, 0], [1, 1])]
+    encoder = lambda frozen, params, batch: np.tile(batch[..., None], 3).astype(np.float32)
+    kept = lambda rows, values: np.stack([values.sum(axis=1), 10.0 * rows], axis=1)
+    got = evaluate.encode(batches, encoder, None, None, mesh, 3, kept=kept)
+    assert got.dtype == np.float64 and got.tolist() == [[0, 0], [3, 10], [6, 20]]

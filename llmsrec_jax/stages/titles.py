@@ -27,8 +27,7 @@ class Asked(NamedTuple):
     """What users are asked."""
 
     prompts: LatePrompts  # U of them
-    ids: np.ndarray  # int32 [U, C, T] tokens of the titles, in the order in which they are shown
-    length: np.ndarray  # int64 [U, C]
+    shown: np.ndarray  # int [U, C] the candidates, in the order in which they are shown
     read_at: np.ndarray  # int64 [U, C] where among these the title of each candidate is read
 
 
@@ -97,31 +96,41 @@ class TitleRec(Reader):
         of = self._tokens.titles.same[shown]
         first_equal = (of[:, :, None] == of[:, None]).argmax(axis=2)
         read_at = np.take_along_axis(first_equal, np.argsort(order, axis=1), axis=1)
-        return Asked(prompts, *self._tokens.titles.tokens(shown), read_at)
+        return Asked(prompts, shown, read_at)
 
     def _read(self, params: nnx.State, asked: Asked, title: str) -> dict[str, np.ndarray]:
         """score float64 [U, C], the log-likelihoods of candidates; and bool [U, C] what greedy decoding writes, `constrained`
         to them and `free`.
         """
-        work, (prompts, ids, length, read_at) = self._work, asked
-        cfg, n, each = work.cfg.evaluate, len(prompts), length.sum(axis=1)
-        most = int(each.max())
+        work, cfg, (prompts, shown, read_at) = self._work, self._work.cfg.evaluate, asked
+        most = int(self._tokens.titles.asked(Question(shown, shown)).max())
         batches = loaders.encoding_batches(
             *(prompts, cfg.batch, work.devices, cfg.shapes, work.mine), outs=most
         )
-        with work.writer.progress(title, n, unit="prompts", compiles=True) as bar:
-            parts = batches, self._encoder, self.frozen, params, work.mesh
-            found = evaluate.encode(*parts, n, bar.update).reshape(n, most, 2)
-        of_tokens = np.zeros((*ids.shape, 2), np.float32)
+        chosen = lambda rows, of_tokens: self._chosen(shown[rows], of_tokens)
+        with work.writer.progress(title, len(prompts), unit="prompts", compiles=True) as bar:
+            parts = batches, self._encoder, self.frozen, params, work.mesh, len(prompts)
+            found = evaluate.encode(*parts, bar.update, chosen).reshape(*shown.shape, 3)
+        score, *wrote = np.moveaxis(np.take_along_axis(found, read_at[..., None], axis=1), -1, 0)
+        return {"score": score, "constrained": wrote[0] > 0, "free": wrote[1] > 0}
+
+    def _chosen(self, shown: np.ndarray, of_tokens: np.ndarray) -> np.ndarray:
+        """float64 [n, C * 3]: log-likelihood, whether it is written within the candidates and whether freely, of candidates int [n, C].
+
+        of_tokens: float32 [n, M * 2], of the tokens of all titles of a row, end to end: log-probability, and whether it is the highest.
+        """
+        ids, length = self._tokens.titles.tokens(shown)
+        pairs, each = of_tokens.reshape(len(shown), -1, 2), length.sum(axis=1)
+        placed = np.zeros((*ids.shape, 2), np.float32)
         real = np.arange(ids.shape[-1]) < length[..., None]
-        of_tokens[real] = found[np.arange(most) < each[:, None]]
-        log_prob, first = of_tokens[..., 0], of_tokens[..., 1]
-        made = {
-            "score": choices.likelihood(log_prob, length),
-            "constrained": choices.constrained(ids, log_prob, length),
-            "free": choices.free(first, length),
-        }
-        return {name: np.take_along_axis(x, read_at, axis=1) for name, x in made.items()}
+        placed[real] = pairs[np.arange(pairs.shape[1]) < each[:, None]]
+        log_prob, first = placed[..., 0], placed[..., 1]
+        found = [
+            choices.likelihood(log_prob, length),
+            choices.constrained(ids, log_prob, length),
+            choices.free(first, length),
+        ]
+        return np.stack(found, axis=-1).reshape(len(shown), -1)
 
     @property
     def _read_stage(self) -> Stage:
