@@ -20,7 +20,7 @@ from flax import nnx
 from llmsrec_jax import config, parallel, processes, rules, stores
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama.config import LlamaConfig
-from llmsrec_jax.llama.footprint import Added, Footprint, Pass
+from llmsrec_jax.llama.footprint import Footprint, LowRank, Pass
 from llmsrec_jax.llama.lora import TARGETS
 from llmsrec_jax.llama.sharding import FSDP, TENSOR
 from llmsrec_jax.llama.weights import compute_dtype
@@ -147,7 +147,7 @@ class Job(ABC):
         """
         lora, remat = self.cfg.lora, self.cfg.llm.remat
         names = [TARGETS[target] for target in lora.targets]
-        added = Added(names, lora.rank, lora.drops) if lora.trains else None
+        added = LowRank(names, lora.rank, lora.drops) if lora.trains else None
         activations = self._llm.training(one, remat, after, added)
         return self._gradients + PROJECTED * slots * self.llama.d * FP32 + activations
 

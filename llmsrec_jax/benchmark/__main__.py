@@ -9,6 +9,8 @@ them (Industrial_and_Scientific, Electronics, Video_Games; data.max_users makes 
 (configs/files.py) are measured as they are, with made titles; they need the package's other dependencies. Compilation is
 never part of a time; every time is that of blocked calls, repeated. What is measured is written after every stage.
 
+Title generation (--config=FILE.py:tallrec,title) is measured too, but for --vs and --stages=growth.
+
 --vs=torch needs PyTorch (pip install -e '.[torch]'); the results must agree to 1e-4 before any time is shown.
 """
 

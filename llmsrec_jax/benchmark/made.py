@@ -1,6 +1,7 @@
 """Made data with the lengths of real data: users, items and titles as the paper's datasets have them, without a file.
 
-Your own files (data.source=files) are taken as they are, but for the titles. Speed depends on lengths alone, so titles are random token ids. A statistic is a list of quantiles, drawn from by inversion.
+Your own files (data.source=files) are taken as they are, but for the titles. Speed depends on lengths alone, so titles are random token ids; those of candidates
+and answers, which are looked up as text, are words without meaning. A statistic is a list of quantiles, drawn from by inversion.
 """
 
 import re

@@ -59,6 +59,10 @@ def run(
     parallel.keep_memory()
     if options.vs and not cfg.prompts.retrieves:
         raise ValueError("--vs compares retrieval: leave out prompts.task=title")
+    if set(options.stages) == {"items"} and not cfg.prompts.retrieves:
+        raise ValueError(
+            "--stages=items: a prompt that asks for a title holds its candidates, no item is encoded alone"
+        )
     if "growth" in options.stages and not cfg.prompts.retrieves:
         raise ValueError("--stages=growth is of retrieval: leave out prompts.task=title")
     if "torch" in options.vs and cfg.prompts.user_repr:
@@ -94,24 +98,25 @@ def run(
     results = bench.results
     results["environment"] = environment(system)
     results["config"] = config.to_dict(cfg)
-    projection = table9.Projection(system)
+    projection = table9.Projection(system, say)
 
     def keep(section: str, name: str, value: Any) -> None:
         place = results if not section else results.setdefault(section, {})
         place[name] = report.plain(value)
+        write_json(out / "benchmark.json", results)  # whatever is made of it
         results["table9"] = projection.rows(results)
         write_json(out / "benchmark.json", results)
         (out / "benchmark.md").write_text(report.markdown(results))
         say(f"{section or 'measured'}: {name}")
 
-    chosen = [name for name in STAGES if name in options.stages]
-    if not cfg.prompts.retrieves and "items" in chosen:
-        chosen.remove("items")
-        say("a prompt that asks for a title holds its candidates: there are no items to encode")
-    elif {"train", "items"} & set(chosen) and (kept := stages.store(bench)):
+    if {"train", "items"} & set(options.stages) and (kept := stages.store(bench)):
         keep("", "store", kept)
-    for name in chosen:
-        measure = STAGES[name]
+    for name, measure in STAGES.items():
+        if name not in options.stages:
+            continue
+        if name == "items" and name not in bench.task.kinds:
+            say("a prompt that asks for a title holds its candidates: no item is encoded alone")
+            continue
         keep("", name, measure(bench))
         for other, compare in _comparisons(name, options):
             keep("versus", other, compare(bench))

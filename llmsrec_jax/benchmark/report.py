@@ -152,7 +152,8 @@ def _table9(results: Mapping[str, Any]) -> list[str]:
     rows = [[name, *cells(row)] for name, row in (paper | results["table9"]).items()]
     note = (
         "Our rows are projected: the useful operations of each dataset (its users, items and interactions as in Table 10, "
-        f"lengths of real titles; inference: all items and {table9.INFERRED_USERS:,} users) over the rates measured above."
+        f"lengths of real titles; inference: {table9.INFERRED_USERS:,} users, and all items where those are read) over the rates "
+        "measured above."
     )
     given = results["config"]
     if given["prompts"]["task"] == "title":

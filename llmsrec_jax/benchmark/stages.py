@@ -54,7 +54,7 @@ class Bench:
 
     @cached_property
     def task(self) -> tasks.Task:
-        return tasks.of(self.system, self.sizes)
+        return tasks.of(self.system)
 
     @property
     def batches(self) -> loaders.LLMBatches | TitleBatches:
@@ -67,7 +67,7 @@ class Bench:
 
     @cached_property
     def work_of_epoch(self) -> work.Work:
-        return self.epoch.total(self.task.step)
+        return self.epoch.total(lambda step: self.task.step(step, self.sizes))
 
     @cached_property
     def epoch(self) -> "Epoch":
@@ -129,6 +129,7 @@ def peak(bench: Bench) -> dict[str, Any]:
 
 def data(bench: Bench) -> dict[str, Any]:
     """Planning the shapes, and building batches on the host (one thread; in a run it works ahead of the device)."""
+    bench.task.prompts("users")  # the data and their tokens are there
     start = time.perf_counter()
     batches = bench.batches
     planning, epoch = time.perf_counter() - start, bench.epoch
@@ -271,4 +272,4 @@ def encode(bench: Bench, kind: str) -> dict[str, Any]:
     times = timing.total(timing.rounds(one.jobs, bench.repeats), one.counts)
     result = _stage(one.programs, times)
     result["minutes"] = result["seconds"].scaled(1 / MINUTE)
-    return result | work.rates(bench.task.work(kind), result["seconds"], bench.peak)
+    return result | work.rates(bench.task.work(kind, bench.sizes), result["seconds"], bench.peak)

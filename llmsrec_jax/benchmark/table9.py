@@ -1,6 +1,6 @@
 """Table 9 of the paper (E15): minutes per epoch and per inference pass, beside what this run's rates make of the same work."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ INFERRED_USERS = 10_000  # the authors evaluate at most so many (D41)
 
 
 class Works(NamedTuple):
-    """Of a dataset: an epoch of training, the inferred users, all items where those are read."""
+    """Of a dataset: an epoch of training, the inferred users, all items where those are read; None where there is no such work."""
 
-    train: work.Work
+    train: work.Work | None
     users: work.Work | None
     items: work.Work | None
 
@@ -31,8 +31,8 @@ class Works(NamedTuple):
 class Projection:
     """{row: minutes}: the work of each dataset, for this backbone and for the paper's, over a run's rates."""
 
-    def __init__(self, system: System):
-        self._system = system
+    def __init__(self, system: System, say: Callable[[str], None] = print):
+        self._system, self._say = system, say
         self._backbones = {f"here, {system.cfg.llm.path}": system.llama}
         paper = replace(llama_config.SIZES[BACKBONE], writes=system.llama.writes)
         if system.llama != paper:
@@ -40,13 +40,22 @@ class Projection:
 
     @cached_property
     def _works(self) -> dict[str, list[Works]]:
-        sizes = {
-            title: work.Sizes(self._system.cfg, llama) for title, llama in self._backbones.items()
-        }
-        return {
-            title: [works(self._system, size, made.SHAPES[name]) for name in DATASETS]
-            for title, size in sizes.items()
-        }
+        of_backbones = [work.Sizes(self._system.cfg, llama) for llama in self._backbones.values()]
+        each = [self._of(name, of_backbones) for name in DATASETS]
+        return dict(zip(self._backbones, map(list, zip(*each, strict=True)), strict=True))
+
+    def _of(self, name: str, of_backbones: Sequence[work.Sizes]) -> list[Works]:
+        """Of a dataset, backbone by backbone."""
+        limits = {"train.max_users": 0, "evaluate.max_users": INFERRED_USERS}
+        system = replace(
+            self._system, cfg=config.apply(self._system.cfg, limits), shape=made.SHAPES[name]
+        )
+        try:
+            task = tasks.of(replace(system, given=None))
+            return [works(task, sizes) for sizes in of_backbones]
+        except ValueError as error:  # titles as long as those of that dataset
+            self._say(f"Table 9, {name}: {error}")
+            return [Works(None, None, None) for _ in of_backbones]
 
     def rows(self, results: Mapping[str, Any]) -> dict[str, list[float | None]]:
         """In the order of the paper's columns; None where a rate was not measured."""
@@ -59,7 +68,7 @@ class Projection:
         def minutes(todo: Works, *stages: str) -> float | None:
             found = {name: getattr(todo, name) for name in stages}
             read = {name: one for name, one in found.items() if one is not None}
-            if not read.keys() <= rates.keys():
+            if not read or not read.keys() <= rates.keys():
                 return None
             return sum(one.flops / rates[name] for name, one in read.items()) / MINUTE
 
@@ -73,9 +82,9 @@ class Projection:
         }
 
 
-def works(system: System, sizes: work.Sizes, shape: made.Shape) -> Works:
-    limits = {"train.max_users": 0, "evaluate.max_users": INFERRED_USERS}
-    there = System(config.apply(system.cfg, limits), shape)
-    task = tasks.of(there, sizes)
-    users, items = (task.work(kind) if kind in task.kinds else None for kind in ("users", "items"))
-    return Works(task.epoch(), users, items)
+def works(task: tasks.Task, sizes: work.Sizes) -> Works:
+    """Of the data of a task, with the operations of `sizes`."""
+    users, items = (
+        task.work(kind, sizes) if kind in task.kinds else None for kind in ("users", "items")
+    )
+    return Works(task.epoch(sizes), users, items)

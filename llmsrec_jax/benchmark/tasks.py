@@ -33,8 +33,8 @@ class Retrieval:
     kinds = ("users", "items")  # of prompts that inference reads
     objective = staticmethod(llm4rec.loss)
 
-    def __init__(self, system: System, sizes: work.Sizes):
-        self._system, self._sizes = system, sizes
+    def __init__(self, system: System):
+        self._system = system
 
     @cached_property
     def job(self) -> Job:
@@ -54,21 +54,21 @@ class Retrieval:
         """What the batch of a step is made of."""
         return Whole.of(self.batches, step)
 
-    def step(self, step: int) -> work.Work:
+    def step(self, step: int, sizes: work.Sizes) -> work.Work:
         """Work of a training step."""
-        return self._sizes.step(self.whole(step))
+        return sizes.step(self.whole(step))
 
-    def epoch(self) -> work.Work:
+    def epoch(self, sizes: work.Sizes) -> work.Work:
         """Work of all training steps, every item a candidate equally often."""
         system, prompts = self._system, self._system.cfg.prompts
         builder, samples = system.made.builder, system.samples
         slots = np.minimum(samples.lengths, prompts.history_len).sum() * prompts.item_repr
         told = len(samples) * prompts.user_repr
         lengths = builder.user_lengths(samples)
-        users = self._sizes.prompts(*lengths, float(slots), told, training=True)
+        users = sizes.prompts(*lengths, float(slots), told, training=True)
         items = builder.items(np.arange(1, system.made.dataset.catalog.size))
         each = items.prefix_len.astype(np.int64), items.live_lengths
-        all_once = self._sizes.prompts(*each, len(items) * prompts.item_repr, training=True)
+        all_once = sizes.prompts(*each, len(items) * prompts.item_repr, training=True)
         times = len(samples) * (1 + system.cfg.train.negatives) / len(items)
         return users + all_once.scaled(times)
 
@@ -86,10 +86,10 @@ class Retrieval:
         store = system.store if kind == "items" else None
         return Encoding(self.prompts(kind), system.encoder(kind), store)
 
-    def work(self, kind: str) -> work.Work:
+    def work(self, kind: str, sizes: work.Sizes) -> work.Work:
         """Of reading them once."""
         prompts = self.prompts(kind)
-        return self._sizes.encoding(prompts.take(np.arange(len(prompts))))
+        return sizes.encoding(prompts.take(np.arange(len(prompts))))
 
 
 class Titles:
@@ -98,11 +98,11 @@ class Titles:
     kinds = ("users",)
     objective = staticmethod(titles.loss)
 
-    def __init__(self, system: System, sizes: work.Sizes):
-        self._system, self._sizes = system, sizes
+    def __init__(self, system: System):
+        self._system = system
 
     @cached_property
-    def titles(self) -> TitlePrompts:
+    def builder(self) -> TitlePrompts:
         """What builds the prompts."""
         return self._system.made.titles(title_loaders.listed(self._system.cfg))
 
@@ -110,7 +110,7 @@ class Titles:
     def job(self) -> Job:
         """As far as memory goes."""
         system = self._system
-        parts = self.titles, system.samples, self.judged
+        parts = self.builder, system.samples, self.judged
         return TitleJob.of(system.cfg, system.llama, *parts, system.mesh)
 
     @cached_property
@@ -118,20 +118,20 @@ class Titles:
         """Of training."""
         system = self._system
         told = system.cf_users if system.cfg.prompts.user_repr else None
-        parts = system.samples, self.titles, told
+        parts = system.samples, self.builder, told
         return title_loaders.TitleBatches(*parts, system.cfg, system.mesh.parts)
 
-    def step(self, step: int) -> work.Work:
+    def step(self, step: int, sizes: work.Sizes) -> work.Work:
         """Work of a training step."""
         rows, question = self.batches.members(step)
         samples = self._system.samples.take(rows)
-        return self._sizes.titles(self.titles, samples, question, training=True)
+        return sizes.answers(self.builder, samples, question, training=True)
 
-    def epoch(self) -> work.Work:
+    def epoch(self, sizes: work.Sizes) -> work.Work:
         """Work of all training steps."""
         samples, cfg = self._system.samples, self._system.cfg
         question = title_loaders.asked_in_training(samples, np.arange(len(samples)), 0, cfg)
-        return self._sizes.titles(self.titles, samples, question, training=True)
+        return sizes.answers(self.builder, samples, question, training=True)
 
     @cached_property
     def judged(self) -> tuple[Histories, Question]:
@@ -145,26 +145,26 @@ class Titles:
     def prompts(self, kind: str) -> LatePrompts:
         """Of the evaluated users, with the titles of all their candidates."""
         histories, question = self.judged
-        return self.titles.later(histories, question, self._system.told(len(histories)))
+        return self.builder.later(histories, question, self._system.told(len(histories)))
 
     def encoding(self, kind: str) -> Encoding:
         """Of `prompts(kind)`."""
         system = self._system
         read = titles.encoder(system.model[0], system.llama_graph)
-        outs = int(self.titles.asked(self.judged[1]).max())
+        outs = int(self.builder.asked(self.judged[1]).max())
         return Encoding(self.prompts(kind), parallel.encode_wrapper(read, system.mesh), outs=outs)
 
-    def work(self, kind: str) -> work.Work:
+    def work(self, kind: str, sizes: work.Sizes) -> work.Work:
         """Of reading them once."""
-        return self._sizes.titles(self.titles, *self.judged, training=False)
+        return sizes.answers(self.builder, *self.judged, training=False)
 
 
 Task = Retrieval | Titles
 
 
-def of(system: System, sizes: work.Sizes) -> Task:
+def of(system: System) -> Task:
     """The one of `prompts.task`."""
-    return (Retrieval if system.cfg.prompts.retrieves else Titles)(system, sizes)
+    return (Retrieval if system.cfg.prompts.retrieves else Titles)(system)
 
 
 def tested(system: System) -> tuple[np.ndarray, Histories]:

@@ -88,23 +88,28 @@ class Sizes:
         rest = heads + times * self._added(tokens, len(live))
         return Work(len(live), tokens, float(live.sum()), useful + rest, whole + rest)
 
-    def titles(
-        self, titles: TitlePrompts, histories: Histories, question: Question, *, training: bool
+    def answers(
+        self, builder: TitlePrompts, histories: Histories, question: Question, *, training: bool
     ) -> Work:
-        """Of prompts that ask for a title. Without shortcuts every answer has a prompt of its own."""
+        """Of prompts that ask for a title. All their tokens are live; without shortcuts every answer has a prompt of its own."""
         llama, times = self.llama, TRAINED if training else 1
-        own = titles.tokens(question.answers)[1] - 1
-        trunk = titles.lengths(histories, question) - own.sum(axis=1)
+        own = builder.tokens(question.answers)[1] - 1
+        trunk = builder.lengths(histories, question) - own.sum(axis=1)
         shown = np.minimum(histories.lengths, self._prompts.history_len).sum()
         slots = float(shown + question.candidates.size) * self._prompts.item_repr
         told = len(trunk) * self._prompts.user_repr
         useful = flops.answers(llama, trunk, own)
         if training:
             useful += flops.answers(llama, trunk, own, backward=True)
-        whole = flops.whole(llama, trunk[:, None] + own, backward=training)
         tokens, read = float(trunk.sum() + own.sum()), float(len(trunk) + own.sum())
-        rest = times * (self._projected(slots, told) + self._added(tokens, read))
-        return Work(len(trunk), tokens, tokens, useful + rest, whole + rest)
+        projected = self._projected(slots, told)
+        useful += times * (projected + self._added(tokens, read))
+        alone, answers = trunk[:, None] + own, own.shape[1]
+        whole = flops.whole(llama, alone, backward=training)
+        whole += float(flops.logits(llama, own + 1).sum()) * (2 if training else 1)
+        every = float(alone.sum())
+        whole += times * (answers * projected + self._added(every, every))
+        return Work(len(trunk), tokens, tokens, useful, whole)
 
     def _projected(self, slots: float, told: float) -> float:
         return slots * self._slot + told * self._user_slot

@@ -41,11 +41,21 @@ def _causal(length: Lengths) -> Lengths:
     return length * (length + 1) // 2
 
 
+def _total(of_prompts: Lengths) -> float:
+    """Their sum, which int64 may not hold."""
+    return float(np.sum(of_prompts, dtype=np.float64))
+
+
+def logits(cfg: LlamaConfig, tokens: Lengths) -> Lengths:
+    """At so many tokens; backward to what they are made of they cost the same again."""
+    return 2 * cfg.d * cfg.vocab * tokens
+
+
 def prefill(cfg: LlamaConfig, length: Lengths) -> float:
     """Keys and values of prefixes, in all layers."""
     P = np.asarray(length, np.int64)
     full = P * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, _causal(P))
-    return float(np.sum((cfg.layers - 1) * full + P * _key_value(cfg)))
+    return _total((cfg.layers - 1) * full + P * _key_value(cfg))
 
 
 def extend(cfg: LlamaConfig, prefix: Lengths, live: Lengths) -> float:
@@ -53,7 +63,7 @@ def extend(cfg: LlamaConfig, prefix: Lengths, live: Lengths) -> float:
     P, T = np.asarray(prefix, np.int64), np.asarray(live, np.int64)
     full = T * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, P * T + _causal(T))
     last = T * _key_value(cfg) + _rest(cfg) + _seen(cfg, P + T)
-    return float(np.sum((cfg.layers - 1) * full + last))
+    return _total((cfg.layers - 1) * full + last)
 
 
 def extend_backward(cfg: LlamaConfig, prefix: Lengths, live: Lengths) -> float:
@@ -61,19 +71,19 @@ def extend_backward(cfg: LlamaConfig, prefix: Lengths, live: Lengths) -> float:
     P, T = np.asarray(prefix, np.int64), np.asarray(live, np.int64)
     full = T * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, P * T + 2 * _causal(T))
     last = T * _key_value(cfg) + _rest(cfg) + _seen(cfg, P + 2 * T)
-    return float(np.sum((cfg.layers - 1) * full + last))
+    return _total((cfg.layers - 1) * full + last)
 
 
 def answers(cfg: LlamaConfig, trunk: Lengths, own: Lengths, *, backward: bool = False) -> float:
     """Logits at the last token of trunks, and at every token of `own` int [n, A] sequences behind each: they see the trunk and
-    nothing of each other. Backward: from there to all inputs.
+    nothing of each other. Backward: from there to all inputs; no token counts as constant, as none is treated so.
     """
     P, T = np.asarray(trunk, np.int64), np.asarray(own, np.int64)
     behind, begin = np.sum(T * P[:, None] + _causal(T), axis=1), _causal(P)
     tokens, read, times = P + T.sum(axis=1), 1 + T.sum(axis=1), 2 if backward else 1
     full = tokens * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, times * (begin + behind))
     last = tokens * _key_value(cfg) + read * _rest(cfg) + _seen(cfg, times * (P + behind))
-    return float(np.sum((cfg.layers - 1) * full + last + 2 * cfg.d * cfg.vocab * read))
+    return _total((cfg.layers - 1) * full + last + logits(cfg, read))
 
 
 def lora(cfg: LlamaConfig, rank: int, names: Sequence[str], tokens: float, read: float) -> float:
@@ -93,4 +103,4 @@ def whole(cfg: LlamaConfig, length: Lengths, *, backward: bool) -> float:
     T = np.asarray(length, np.int64)
     products, seen = T * (_key_value(cfg) + _rest(cfg)), _seen(cfg, _causal(T))
     times = (2, 3) if backward else (1, 1)
-    return float(np.sum(cfg.layers * (times[0] * products + times[1] * seen)))
+    return _total(cfg.layers * (times[0] * products + times[1] * seen))

@@ -46,12 +46,20 @@ class Pass(NamedTuple):
     branches: bool = False  # of tails hide from each other
 
 
-class Added(NamedTuple):
+class LowRank(NamedTuple):
     """LoRA, as it trains."""
 
     names: Sequence[str]  # of products
     rank: int
     drops: bool
+
+
+class Dropping(NamedTuple):
+    """Bytes of what drops a part of LoRA's inputs, and of what else it needs."""
+
+    masks: int  # while a layer is at work
+    early: bool  # they are there from the layer's feed-forward on, not from its attention on
+    rest: int  # all the time
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class Footprint:
             for n, share in zip(shape, shares + [1] * (len(shape) - len(shares)), strict=True)
         ]
 
-    def training(self, one: Pass, remat: str, after: int = 0, lora: Added | None = None) -> int:
+    def training(self, one: Pass, remat: str, after: int = 0, lora: LowRank | None = None) -> int:
         """Of tails forward and backward to their inputs, behind their prefixes.
 
         after: bytes of what is made of the hidden states that are asked for, and of its backward pass.
@@ -115,9 +123,9 @@ class Footprint:
         cfg, b, A = self.cfg, self._b, one.live
         D, F, grids = A * cfg.d * b, A * cfg.ff * b, self._grids(one.tails)
         pairs = [self._pairs(self._at_once(grid)) for grid in one.tails]
-        masks, early, rest = (0, False, 0) if lora is None else self._lora(one, lora, remat)
-        feed, attend = 3 * F + 3 * D + 2 * grids + masks * early, 2 * D + 3 * grids
-        at_work = max(feed, attend + max(PER_PAIR * max(pairs), masks))
+        drop = Dropping(0, False, 0) if lora is None else self._lora(one, lora, remat)
+        feed = 3 * F + 3 * D + 2 * grids + drop.masks * drop.early
+        at_work = max(feed, 2 * D + 3 * grids + PER_PAIR * max(pairs) + drop.masks)
         if remat == "names":
             every = A * self._heads * b + 2 * D + 2 * F
         elif remat == "inputs":
@@ -131,11 +139,10 @@ class Footprint:
         at_work = max(at_work, self._forward(one.prefixes, one.prefix), self._last(one, after))
         at_work += self._cut_out
         hidden = FP32 * sum(pairs)
-        return self._keys(one.prefix) + (cfg.layers - 1) * every + hidden + at_work + rest
+        return self._keys(one.prefix) + (cfg.layers - 1) * every + hidden + at_work + drop.rest
 
-    def _lora(self, one: Pass, lora: Added, remat: str) -> tuple[int, bool, int]:
-        """What drops a part of the inputs; whether it is there before attention's backward pass begins; and what is there all the
-        time: A x of every layer and the gradient of the widest input.
+    def _lora(self, one: Pass, lora: LowRank, remat: str) -> Dropping:
+        """Of a pass: A x of every layer, the gradient of the widest input, and what drops a part of the inputs.
 
         With remat=none, what is dropped and what is left of the inputs is kept of every layer instead.
         """
@@ -146,7 +153,7 @@ class Footprint:
         masks = (MASK + b) * one.live * may_drop * (remat != "none")
         early = remat == "inputs" or any(name in inputs for name in ("gate", "up", "down"))
         rest = one.live * ((self.cfg.layers - 1) * every + b * max(inputs.values()))
-        return masks, early, rest
+        return Dropping(masks, early, rest)
 
     def forward(self, one: Pass, after: int = 0) -> int:
         """Of prefixes, then tails, without a backward pass. after: as for `training`."""

@@ -69,15 +69,15 @@ class TitlePrompts:
         )  # int [I]: equal for items whose titles are
         self.alike = int(distinct[distinct > 1].sum())  # items that share what is shown of a title
         self.most = int(length.max())  # tokens of an answer, its end included
-        # tokens of a candidate, what is before it and its slot included
-        block = self.most + self._separator + self._slots
-        self._block = int(length.min()) - 1, block
-        need = self._builder.template_tokens + candidates * block + len(self._ask)
+        # tokens of a candidate, what is before it and its slot included, at most
+        every = np.tile(np.arange(1, len(self._titles)), (2, 1)).T
+        self._block = int(self._shown(every).length.max()) + self._slots
+        need = self._builder.template_tokens + candidates * self._block + len(self._ask)
         need += self._cfg.title_tokens + _ROOM
         if need > self._cfg.max_tokens:
             raise ValueError(
                 f"prompts.max_tokens={self._cfg.max_tokens} has no room for a history beside {candidates} candidates of up to "
-                f"{block} tokens: that takes {need}; or lower prompts.title_tokens={self._cfg.title_tokens}"
+                f"{self._block} tokens: that takes {need}; or lower prompts.title_tokens={self._cfg.title_tokens}"
             )
 
     def build(
@@ -127,9 +127,9 @@ class TitlePrompts:
 
     def longest(self, histories: Histories, candidates: int) -> int:
         """Tokens of a row with one answer, at most, whichever `candidates` items are listed."""
-        least, most = (candidates * block + len(self._ask) for block in self._block)
-        opening = sum(self._builder.user_lengths(histories, least + self._cfg.title_tokens))
-        return min(self._cfg.max_tokens, int(np.max(opening)) + most + self.most)
+        opening = int(np.max(sum(self._builder.user_lengths(histories))))
+        tail = candidates * self._block + len(self._ask)
+        return min(self._cfg.max_tokens, opening + tail + self.most)
 
     def asked(self, question: Question) -> np.ndarray:
         """int64 [n]: tokens that every row is asked for."""

@@ -154,7 +154,9 @@ def test_the_papers_work():
     """Operations for Scientific and a 3B, against an independent count with slightly other lengths (peta: 132.8, 25.7)."""
     cfg = config.apply(config.Config(), {"llm.path": "random:llama-3.2-3b"})
     system = System(cfg, made.SHAPES["Industrial_and_Scientific"])
-    found = table9.works(system, work.Sizes(cfg, system.llama), system.shape)
+    sizes = work.Sizes(cfg, system.llama)
+    (found,) = table9.Projection(system)._of("Industrial_and_Scientific", [sizes])
+    assert found.train and found.users and found.items
     assert found.train.whole == pytest.approx(132.8e15, rel=0.1)
     assert found.users.whole + found.items.whole == pytest.approx(25.7e15, rel=0.1)
     assert found.train.flops < 0.8 * found.train.whole
