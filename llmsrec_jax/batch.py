@@ -36,9 +36,8 @@ class Outs(NamedTuple):
 class Asked(NamedTuple):
     """Tokens that prompts are asked for, each to be read off a token of its sequence."""
 
-    at: tuple[
-        Array, ...
-    ]  # int32 [rows, M] of every live grid: positions in tails; 0 behind the last one
+    # int32 [rows, M] of every live grid: positions in tails; 0 behind the last one
+    at: tuple[Array, ...]
     token: Array  # int32 [sum of rows * M] id of each, grids laid end to end; NOTHING behind the last one
 
 

@@ -64,9 +64,8 @@ class TitlePrompts:
                 f"there are {len(distinct)} different titles, as far as prompts.title_tokens={self._cfg.title_tokens} shows "
                 f"them, and a prompt lists {candidates}: too few to tell candidates apart"
             )
-        self.same = np.concatenate(
-            [[-1], same.ravel()]
-        )  # int [I]: equal for items whose titles are
+        # int [I]: equal for items whose titles are
+        self.same = np.concatenate([[-1], same.ravel()])
         self.alike = int(distinct[distinct > 1].sum())  # items that share what is shown of a title
         self.most = int(length.max())  # tokens of an answer, its end included
         # tokens of a candidate, what is before it and its slot included, at most
