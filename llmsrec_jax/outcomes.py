@@ -30,9 +30,8 @@ class Outcome:
     # the same ranks for histories in other orders, int [orders, U]; and how alike what is made of them stays
     permuted: dict[str, Counts] = field(default_factory=dict)
     alike: Values = field(default_factory=dict)
-    answers: Values = field(
-        default_factory=dict
-    )  # of what is written (title generation); NaN = says nothing
+    # of what is written (title generation); NaN = says nothing
+    answers: Values = field(default_factory=dict)
 
     def values(self, protocol: str, condition: str, cfg: config.Evaluate) -> Values:
         """Every metric per user, float64 [U]; {} where nothing was measured."""

@@ -308,9 +308,8 @@ def widths(need: np.ndarray, max_shapes: int) -> np.ndarray:
     """int64: at most `max_shapes` widths with the least padding (dynamic programming over the distinct rounded lengths)."""
     values, counts = np.unique(_round_up(need), return_counts=True)
     total = np.concatenate([[0], np.cumsum(counts)])
-    cost = (total[None, 1:] - total[:-1, None]) * values[
-        None, :
-    ]  # of values[a..b] at width values[b]
+    # of values[a..b] at width values[b]
+    cost = (total[None, 1:] - total[:-1, None]) * values[None, :]
     cost = np.where(np.tri(len(values), k=-1, dtype=bool), np.inf, cost)
     best, steps = cost[0], []
     for _ in range(min(max_shapes, len(values)) - 1):

@@ -25,9 +25,8 @@ class Branches(NamedTuple):
     """Of rows that hold several prompts (trunks.py): the tokens of a branch."""
 
     position: np.ndarray  # int32 [N] of each token in its prompt
-    hidden: (
-        np.ndarray
-    )  # int32 [N, 2]: from which token of the row up to which other one it sees none
+    # int32 [N, 2]: from which token of the row up to which other one it sees none
+    hidden: np.ndarray
 
 
 class Asked(NamedTuple):
