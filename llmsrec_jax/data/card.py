@@ -28,6 +28,7 @@ _LABELS = {
     "valid_users": "users with a validation target",
     "test_users": "users with a test target",
     "cold_test_targets": "of those, test target is a cold item",
+    "repeated_test_targets": "of those, test target is in the user's history: any vector finds itself",
     "users_read": "users in the source",
     "interactions_read": "interactions in the source",
     "exact_duplicates_dropped": "exact duplicate rows, dropped",
@@ -74,6 +75,7 @@ def describe(dataset: "Dataset", counts: dict[str, Any]) -> dict[str, Any]:
         "valid_users": len(dataset.eligible("valid")),
         "test_users": len(dataset.eligible("test")),
         "cold_test_targets": int(np.sum(dataset.counts[test] == 0)),
+        "repeated_test_targets": _repeated_targets(dataset),
     }
     notes = [*counts.get("notes", ()), *_early(times)]
     return {**measured, **counts, **({"notes": notes} if notes else {})}
@@ -117,6 +119,13 @@ def _repeated_pairs(dataset: "Dataset") -> int:
     known = dataset.known()
     pairs = known.rows * dataset.catalog.size + known.items
     return len(pairs) - len(distinct(pairs))
+
+
+def _repeated_targets(dataset: "Dataset") -> int:
+    users = dataset.eligible("test")
+    histories, targets = dataset.inputs("test", users), dataset.targets("test", users)
+    again = histories.items == targets[histories.rows]
+    return len(np.unique(histories.rows[again]))
 
 
 def _day(time_ms: int) -> str:

@@ -35,6 +35,26 @@ def test_numbers_by_hand():
     assert json.loads(json.dumps(card)) == card
 
 
+def test_targets_that_the_user_had_before_are_counted():
+    """Of three users: the last item of one is in its training sequence, of another its validation item."""
+    day, catalog = (
+        86_400_000,
+        Catalog(np.asarray(["", "a", "b", "c"]), ["", *"ABC"], np.arange(4) > 0),
+    )
+    sequences = [(1, 2, 3, 1), (1, 2, 3, 3), (1, 1, 2, 3)]
+    user, item, when = (
+        np.asarray(column)
+        for column in zip(
+            *((u, i, k * day) for u, items in enumerate(sequences) for k, i in enumerate(items)),
+            strict=True,
+        )
+    )
+    table = Interactions(user, item, when, np.asarray([*"uvw"]))
+    card = prepare(catalog, table, config.Data(kcore="none"), 0)[1]
+    assert card["repeated_test_targets"] == 2
+    assert "2  of those, test target is in the user's history" in render_card(card)
+
+
 def test_the_text_shows_what_happened_only():
     text = render_card(made_card())
     assert text.splitlines()[0] == "dataset made"
