@@ -130,7 +130,7 @@ def _read(
     """Operations of so many prompts that list candidates, with some of their titles as answers (E1). All is live, as it is computed."""
     shape = work.keys.backbone[0]
     tokens = _history(work, known, listed * LISTED + ANSWER) + (answers - 1) * ANSWER
-    predicted = 2 * shape.vocab * shape.d * answers * ANSWER * (TRAINED if backward else 1)
+    predicted = flops.logits(shape) * answers * ANSWER * (TRAINED if backward else 1)
     return users * (_prompt(work, tokens, backward, True) + predicted / LLM_SHARE)
 
 

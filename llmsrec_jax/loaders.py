@@ -425,9 +425,5 @@ def window_batches(
     for group, shape in _dealt(blocks, devices):
         width = min(shape.live, max_len)
         some = [histories.take(group[device]) for device in own(devices, mine)]
-        yield (
-            group,
-            parallel.stack(
-                [windows(one, Stretches.last(np.arange(len(one))), width) for one in some]
-            ),
-        )
+        last = [Stretches.last(np.arange(len(one))) for one in some]
+        yield group, parallel.stack([windows(*one, width) for one in zip(some, last, strict=True)])

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from llmsrec_jax import config, memory_plan, parallel, rules
-from llmsrec_jax.benchmark import alignment, growth, report, stages, table9, timing
+from llmsrec_jax.benchmark import alignment, growth, report, stages, table9, tasks, timing
 from llmsrec_jax.benchmark.stages import Bench
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.checkpoint import write_json
@@ -88,7 +88,7 @@ def run(
             raise ValueError("--stages=alignment is A-LLMRec's stage 1: name alignment.text")
         text.locate(cfg.alignment.text)  # before the long work
     system = System.of(cfg)
-    plan = memory_plan.choose(Bench(system, options.repeats, say).task.job, system.mesh)
+    plan = memory_plan.choose(tasks.of(system).job, system.mesh)
     if "train" in options.stages:
         plan.require()
         say(plan.report())

@@ -47,11 +47,9 @@ class Projection:
     def _of(self, name: str, of_backbones: Sequence[work.Sizes]) -> list[Works]:
         """Of a dataset, backbone by backbone."""
         limits = {"train.max_users": 0, "evaluate.max_users": INFERRED_USERS}
-        system = replace(
-            self._system, cfg=config.apply(self._system.cfg, limits), shape=made.SHAPES[name]
-        )
+        cfg = config.apply(self._system.cfg, limits)
         try:
-            task = tasks.of(replace(system, given=None))
+            task = tasks.of(replace(self._system, cfg=cfg, shape=made.SHAPES[name], given=None))
             return [works(task, sizes) for sizes in of_backbones]
         except ValueError as error:  # titles as long as those of that dataset
             self._say(f"Table 9, {name}: {error}")

@@ -106,7 +106,7 @@ class Sizes:
         useful += times * (projected + self._added(tokens, read))
         alone, answers = trunk[:, None] + own, own.shape[1]
         whole = flops.whole(llama, alone, backward=training)
-        whole += float(flops.logits(llama, own + 1).sum()) * (2 if training else 1)
+        whole += float((own + 1).sum()) * flops.logits(llama) * (2 if training else 1)
         every = float(alone.sum())
         whole += times * (answers * projected + self._added(every, every))
         return Work(len(trunk), tokens, tokens, useful, whole)

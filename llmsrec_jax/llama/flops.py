@@ -46,9 +46,9 @@ def _total(of_prompts: Lengths) -> float:
     return float(np.sum(of_prompts, dtype=np.float64))
 
 
-def logits(cfg: LlamaConfig, tokens: Lengths) -> Lengths:
-    """At so many tokens; backward to what they are made of they cost the same again."""
-    return 2 * cfg.d * cfg.vocab * tokens
+def logits(cfg: LlamaConfig) -> int:
+    """Of a token, forward; backward to what they are made of they cost the same again."""
+    return 2 * cfg.d * cfg.vocab
 
 
 def prefill(cfg: LlamaConfig, length: Lengths) -> float:
@@ -83,7 +83,7 @@ def answers(cfg: LlamaConfig, trunk: Lengths, own: Lengths, *, backward: bool = 
     tokens, read, times = P + T.sum(axis=1), 1 + T.sum(axis=1), 2 if backward else 1
     full = tokens * (_key_value(cfg) + _rest(cfg)) + _seen(cfg, times * (begin + behind))
     last = tokens * _key_value(cfg) + read * _rest(cfg) + _seen(cfg, times * (P + behind))
-    return _total((cfg.layers - 1) * full + last + logits(cfg, read))
+    return _total((cfg.layers - 1) * full + last + read * logits(cfg))
 
 
 def lora(cfg: LlamaConfig, rank: int, names: Sequence[str], tokens: float, read: float) -> float:

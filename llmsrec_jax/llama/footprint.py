@@ -118,7 +118,7 @@ class Footprint:
     def training(self, one: Pass, remat: str, after: int = 0, lora: LowRank | None = None) -> int:
         """Of tails forward and backward to their inputs, behind their prefixes.
 
-        after: bytes of what is made of the hidden states that are asked for, and of its backward pass.
+        after: bytes of what is made of the hidden states that are asked for, and of its backward pass. lora: what trains within.
         """
         cfg, b, A = self.cfg, self._b, one.live
         D, F, grids = A * cfg.d * b, A * cfg.ff * b, self._grids(one.tails)

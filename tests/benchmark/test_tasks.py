@@ -41,12 +41,8 @@ def writing() -> Bench:
 def found(writing, tmp_path_factory) -> tuple[Path, dict[str, Any], list[str]]:
     """A folder, what was measured, what was said."""
     folder, said = tmp_path_factory.mktemp("writing"), []
-    stages = ("peak", "data", "train", "users", "items")
-    return (
-        folder,
-        measure.run(writing.system.cfg, folder, Options(stages, (), 1, 1), said.append),
-        said,
-    )
+    options = Options(("peak", "data", "train", "users", "items"), (), 1, 1)
+    return folder, measure.run(writing.system.cfg, folder, options, said.append), said
 
 
 def test_every_stage_but_that_of_items(found):
@@ -67,10 +63,8 @@ def test_work_is_that_of_the_prompts(writing):
     """A step: one answer each. Inference: every user once, all candidates' titles behind the prompt, or each behind its own."""
     task, system = writing.task, writing.system
     assert isinstance(task, tasks.Titles)
-    joint = {
-        "alignment.text": "any",
-        "alignment.middle": 24,
-    }  # what stands for items has another width
+    # what stands for items has another width
+    joint = {"alignment.text": "any", "alignment.middle": 24}
     sizes = work.Sizes(config.apply(system.cfg, joint), system.llama)
     of_items, of_users = (2 * (width * 32 + 32 * 32) for width in (24, 8))
     names = [name.removesuffix("_proj") for name in system.cfg.lora.targets]

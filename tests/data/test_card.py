@@ -37,19 +37,11 @@ def test_numbers_by_hand():
 
 def test_targets_that_the_user_had_before_are_counted():
     """Of three users: the last item of one is in its training sequence, of another its validation item."""
-    day, catalog = (
-        86_400_000,
-        Catalog(np.asarray(["", "a", "b", "c"]), ["", *"ABC"], np.arange(4) > 0),
-    )
-    sequences = [(1, 2, 3, 1), (1, 2, 3, 3), (1, 1, 2, 3)]
-    user, item, when = (
-        np.asarray(column)
-        for column in zip(
-            *((u, i, k * day) for u, items in enumerate(sequences) for k, i in enumerate(items)),
-            strict=True,
-        )
-    )
-    table = Interactions(user, item, when, np.asarray([*"uvw"]))
+    catalog = Catalog(np.asarray(["", *"abc"]), ["", *"ABC"], np.arange(4) > 0)
+    item = np.array([(1, 2, 3, 1), (1, 2, 3, 3), (1, 1, 2, 3)])
+    user, day = np.indices(item.shape)
+    columns = (column.ravel() for column in (user, item, 86_400_000 * day))
+    table = Interactions(*columns, np.asarray([*"uvw"]))
     card = prepare(catalog, table, config.Data(kcore="none"), 0)[1]
     assert card["repeated_test_targets"] == 2
     assert "2  of those, test target is in the user's history" in render_card(card)

@@ -133,10 +133,8 @@ def test_rows_are_built_when_they_are_taken():
 )
 def test_no_row_is_longer_than_the_longest(wording, max_tokens, titles):
     """Whatever is listed; and one that is nearly so long can be asked for."""
-    builder, histories = (
-        made(titles=titles, max_tokens=max_tokens, wording=wording),
-        cases.histories(USERS),
-    )
+    builder = made(titles=titles, max_tokens=max_tokens, wording=wording)
+    histories = cases.histories(USERS)
     lists = np.array([*itertools.permutations(range(1, 9), 4)])
     rows = np.repeat(np.arange(len(USERS)), len(lists))
     candidates = np.tile(lists, (len(USERS), 1))
