@@ -10,7 +10,15 @@ from typing import Any
 
 from llmsrec_jax import config
 from llmsrec_jax.presets import PRESETS
-from llmsrec_jax.schema import BEYOND, COSINE, GREEDY, HIT_CONSTRAINED, HIT_VALID, VALID
+from llmsrec_jax.schema import (
+    BEYOND,
+    COSINE,
+    GREEDY,
+    HIT_CONSTRAINED,
+    HIT_FREE,
+    HIT_VALID,
+    VALID,
+)
 
 Changes = Mapping[str, Any]  # {dotted setting: value}
 RECORDS, TRANSFER, CARD, SPEED = (
@@ -206,8 +214,9 @@ WITHOUT_BOTH = Row(
 )
 WITHOUT_UNIFORMITY = Row("w/o uniformity", changes={"uniformity.weight": 0.0})
 
-SHUFFLED_TRAINING = {"order.train": "shuffled"}
-PERMUTED = {"order.permutations": 5}
+# no cell asks what another order of the test's histories does to such a model
+SHUFFLED_TRAINING = {"order.train": "shuffled", "order.permutations": 0}
+PERMUTED = {"order.permutations": 5}  # unless the configuration says how many
 ORIGINAL = Column("original")
 PERMUTED_COLUMN = Column("shuffled histories", condition="shuffled")
 TRAINED_SHUFFLED = Column("shuffled training", changes=SHUFFLED_TRAINING)
@@ -231,6 +240,7 @@ KS = ("ndcg@10", "ndcg@20", "hr@10", "hr@20")
 TWENTY = {name: value for name, value in PRESETS["title"].items() if name.startswith("evaluate.")}
 WRITING = (
     Column("valid answers", VALID, GREEDY),
+    Column("HR@1, free decoding", HIT_FREE, GREEDY),
     Column("HR@1 of valid answers", HIT_VALID, GREEDY),
     Column("HR@1, constrained decoding", HIT_CONSTRAINED, GREEDY),
 )
@@ -417,6 +427,24 @@ EXPERIMENTS: dict[str, Experiment] = {
         figure="bars",
         choices=("targets", "shuffled training"),
     ),
+    "teachers": Experiment(
+        "LLM-SRec with other teachers and without one, tested on original and on shuffled histories, NDCG@10",
+        "beside the paper",
+        (
+            LLM_SREC,
+            *(
+                Row(f"LLM-SRec, {name}", changes=PRESETS[name.lower()])
+                for name in ("GRU4Rec", "BERT4Rec", "NextItNet")
+            ),
+            Row("LLM-SRec, no teacher", changes=WITHOUT_BOTH.changes | {"prompts.item_repr": False}),
+        ),
+        (ORIGINAL, PERMUTED_COLUMN),
+        PERMUTED,
+        compare=(("original", "shuffled histories"),),
+        against="LLM-SRec",
+        figure="bars",
+        choices=("shuffled histories",),
+    ),
     "full_ranking": Experiment(
         "The whole catalogue ranked, beside 1 + 99 candidates",
         "beside the paper",
@@ -495,6 +523,12 @@ def has(row: Row, column: Column) -> bool:
     return column.protocol != GREEDY or row.model == LLM_SREC.model
 
 
+def shared(cfg: config.Config, experiment: Experiment) -> Changes:
+    """What every cell changes, but for columns and rows; so many permutations as the configuration asks for stay."""
+    asked = cfg.order.permutations
+    return {**experiment.changes, **({"order.permutations": asked} if asked else {})}
+
+
 def cell(cfg: config.Config, experiment: Experiment, row: Row, column: Column) -> config.Config:
     """The configuration of one cell."""
-    return config.switch(cfg, {**experiment.changes, **column.changes, **row.changes})
+    return config.switch(cfg, {**shared(cfg, experiment), **column.changes, **row.changes})

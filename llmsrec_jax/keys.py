@@ -15,6 +15,10 @@ CANDIDATES = {  # split -> fields of its candidates
     "valid": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.validation_users"),
     "test": (*DATA, "evaluate.negatives", "evaluate.sampling", "evaluate.max_users"),
 }
+ORDERS = {  # what is permuted -> fields of its order
+    "train": (*DATA, "order.train"),
+    "test": (*CANDIDATES["test"], "order.scope", "prompts.history_len"),
+}
 TEACHER = (*CANDIDATES["valid"], "order.train", "teacher", "evaluate.ties")
 TOKENS = (
     *(*DATA, "llm.path", "llm.revision", "llm.tokenizer"),

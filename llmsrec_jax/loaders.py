@@ -45,7 +45,7 @@ class EpochOrder:
     def __init__(self, users: np.ndarray, batch: int, seed: int, trunks: Trunks | None = None):
         if len(users) == 0:
             raise ValueError(
-                "no user has enough training interactions; lower data.min_user or check the data"
+                "no user has two training items, one to learn and one before it; lower data.min_user or check the data"
             )
         self.users, self.seed, self._trunks = users, seed, trunks
         self.batch = min(batch, len(users))

@@ -41,7 +41,7 @@ def metric(
     return (cumulative[first + count] - cumulative[first]) / count
 
 
-def mean_and_se(values: np.ndarray) -> tuple[float, float]:
-    """Mean over users and its standard error (0 for a single user)."""
+def mean_and_se(values: np.ndarray) -> tuple[float, float | None]:
+    """Mean over users and its standard error, which a single user does not tell."""
     n = len(values)
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else None

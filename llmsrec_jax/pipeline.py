@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from llmsrec_jax import config, parallel, processes, rules, stores
+from llmsrec_jax import config, parallel, processes, results, rules, stores
 from llmsrec_jax.checkpoint import Lock, write_json
 from llmsrec_jax.llama import weights
 from llmsrec_jax.schema import STUDIES
@@ -119,12 +119,17 @@ def join(distributed: str = "off") -> None:
 
 @contextlib.contextmanager
 def opened(cfg: config.Config, workdir: Path, distributed: str = "off") -> Iterator[Writer]:
-    """The processes joined, the work folder locked, its config.json written; `distributed` as in processes.connect."""
+    """The processes joined, the work folder locked, its config.json written; `distributed` as in processes.connect.
+
+    Raises:
+      ValueError: the folder is in use, or holds results of another schema.
+    """
     join(distributed)
     with contextlib.ExitStack() as stack:
         with processes.led("work folder") as leads:
             if leads:
                 stack.enter_context(Lock(workdir))
+                results.read(workdir / "results.json")  # of another schema: before the long work
                 write_json(workdir / "config.json", config.to_dict(settled(cfg)))
         yield stack.enter_context(Writer(workdir, silent=not leads))
 

@@ -28,7 +28,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate.max_users": 10_000,
         "evaluate.validation_users": 10_000,
     },
-    # TALLRec as the paper adapts it (2.1, Table 2 (a)): titles alone, LoRA, and no loss but that of retrieval (S8)
+    # TALLRec (Bao et al., RecSys 2023) as the paper adapts it (2.1, Table 2 (a)): titles alone, LoRA, and no loss but that of
+    # retrieval (S8). Its own is another task: an Alpaca instruction that is answered with Yes or No, judged by AUC; LLaMA-7B in
+    # int8, lr 1e-4, batches of 128. LoRA's rank, alpha, dropout and targets are its own; everything else is `train`'s.
     "tallrec": {
         "prompts.item_repr": False,
         "lora.rank": 8,
@@ -38,7 +40,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.weight": 0.0,
         "uniformity.weight": 0.0,
     },
-    # LLaRA, likewise: titles and item embeddings, Table 2 (b) (S9); its curriculum is train.curriculum
+    # LLaRA (Liao et al., SIGIR 2024), likewise: titles and item embeddings, Table 2 (b) (S9). LoRA is its own. Its own writes
+    # titles, has a projector of Linear, GELU, Linear without our LayerNorm, warms up and decays as a cosine, and brings item
+    # embeddings in step by step: `train.curriculum`, off here as in the paper's adaptation, with zeros for its placeholder token.
     "llara": {
         "lora.rank": 8,
         "lora.alpha": 32.0,
@@ -50,7 +54,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.weight": 0.0,
         "uniformity.weight": 0.0,
     },
-    # CoLLM, likewise: the user representation too, Table 2 (c), and LoRA on titles before everything else (S10)
+    # CoLLM (Zhang et al., TKDE 2025), likewise: the user representation too, Table 2 (c), and LoRA on titles before everything
+    # else (S10). LoRA and the two stages are its own. Its own answers Yes or No over Vicuna-7B, maps by Linear(d, 10 d), ReLU,
+    # Linear and trains nothing but that in its second stage; here heads and Out tokens train there too, since retrieval
+    # reads through them.
     "collm": {
         "prompts.user_repr": True,
         "lora.rank": 8,
@@ -61,7 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.weight": 0.0,
         "uniformity.weight": 0.0,
     },
-    # A-LLMRec as the paper adapts it (2.1, Table 2 (c)): joint embeddings of its stage 1, no LoRA, only the retrieval loss (S11)
+    # A-LLMRec (Kim et al., KDD 2024) as the paper adapts it (2.1, Table 2 (c)): joint embeddings of its stage 1, no LoRA, only the retrieval loss (S11)
     "a_llmrec": {
         "alignment.text": "minilm",
         "prompts.user_repr": True,

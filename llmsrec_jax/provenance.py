@@ -4,10 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.schema import TOLD_BY_NAME
 
 Settings = Mapping[str, Any]  # {dotted name: value}
 SHOWN = 3  # settings in a label
+# words whose settings together have a name in tables (results.SYSTEMS, schema.TEACHERS)
+NAMED = ("tallrec", "llara", "collm", "a_llmrec", "gru4rec", "bert4rec", "nextitnet")
 
 
 def variant(settings: Settings) -> str:
@@ -20,18 +23,34 @@ def _told(name: str, value: Any) -> bool:
     return words is None or value in words
 
 
-def differing(rows: Sequence[Settings]) -> list[dict[str, Any]]:
+def _of_systems(row: Settings) -> set[str]:
+    """The settings that make a row the system that a word names; results.json holds lists, and nothing of what is not there."""
+    presets = [PRESETS[word] for word in NAMED]
+    same = lambda name, value: _plain(row.get(name, value)) == _plain(value)
+    return {name for one in presets if all(same(*item) for item in one.items()) for name in one}
+
+
+def differing(rows: Sequence[Settings], models: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Of every row the settings that differ among the rows that have them.
 
-    Not the seed, which every table tells, nor what the name of a model tells.
+    Not the seed, which every table tells, nor what the name of a model tells: of a system all that makes it one, unless other
+    rows of the same name (`models`) have it otherwise.
     """
+    told: dict[str, set[str]] = {}
+    for model, row in zip(models, rows, strict=bool(models)):
+        known = _of_systems(row)
+        told[model] = told.get(model, known) & known
+    silent = [{"seed", *told.get(model, ())} for model in models or [""] * len(rows)]
+    untold = [
+        {n: value for n, value in row.items() if n not in quiet and not _told(n, value)}
+        for row, quiet in zip(rows, silent, strict=True)
+    ]
     values: dict[str, set[str]] = {}
-    for row in rows:
+    for row in untold:
         for name, value in row.items():
-            if name != "seed" and not _told(name, value):
-                values.setdefault(name, set()).add(json.dumps(value))
+            values.setdefault(name, set()).add(json.dumps(value))
     apart = [name for name, each in values.items() if len(each) > 1]
-    return [{n: row[n] for n in apart if n in row and not _told(n, row[n])} for row in rows]
+    return [{name: row[name] for name in apart if name in row} for row in untold]
 
 
 def words(settings: Settings) -> str:
@@ -50,7 +69,8 @@ def labels(rows: Sequence[tuple[str, Any, str]], settings: Mapping[str, Settings
 
     A model, the settings in which it differs from others of the table, and the hash of rows that these do not tell apart.
     """
-    apart = map(words, differing([settings.get(key, {}) for _, _, key in rows]))
+    used, models = [settings.get(key, {}) for _, _, key in rows], [model for model, _, _ in rows]
+    apart = map(words, differing(used, models))
     named = [
         f"{model} ({told})" if told else model
         for (model, _, _), told in zip(rows, apart, strict=True)

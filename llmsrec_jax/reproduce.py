@@ -40,7 +40,7 @@ from llmsrec_jax.statistics import (
 )
 from llmsrec_jax.writer import Writer, table
 
-DONE, MISSING, OPEN = "done", "missing", "not run"
+DONE, MISSING, OPEN, EMPTY = "done", "missing", "not run", "no value"
 LEFT_OUT = "left out (--rows)"
 BINS = 40  # of a histogram
 
@@ -61,6 +61,21 @@ def _per_user(cell: Cell) -> tuple[Outcomes, np.ndarray] | None:
         return None
     values = cell.job.per_user(cell.row, cell.column)
     return None if values is None or not len(values) else (cell.job.outcomes, values)
+
+
+def _absent(cell: Cell) -> str:
+    """Why a finished run does not have this number."""
+    column, job = cell.column, cell.job
+    if isinstance(job, Judged) and column.slice != "all":
+        masks, of = job.outcomes.slices, job.run.work.cfg.data
+        if column.slice not in masks:
+            return f"all timestamps of every user are equal (data.ties={of.ties}): nobody's transitions are known"
+        if not masks[column.slice].any():
+            return (
+                f"none of the {len(job.outcomes.users)} test users is in the slice {column.slice}: "
+                "it takes more of them (evaluate.max_users) or another share (slices)"
+            )
+    return f"{cell.row.name}: there is no {column.metric} of {column.slice} test users"
 
 
 class Experimenter:
@@ -175,7 +190,11 @@ class Experimenter:
         return {why: [*names] for why, names in found.items()}
 
     def run(self) -> None:
-        """Does what is not done, job by job; experiments/NAME.json is written after each."""
+        """Does what is not done, job by job; experiments/NAME.json is written after each.
+
+        Raises:
+          ValueError: nothing of it can be done; names the first reason.
+        """
         for number, job in enumerate(self.jobs, start=1):
             if not processes.agree(self._is_open(job)):
                 continue
@@ -192,8 +211,12 @@ class Experimenter:
                 self._why[id(job)] = str(error)
                 self.writer.say(f"{of}: cannot be done here: {error}")
             self.save()
-        if told := self.save():
+        told = self.save()
+        if told:
             self.writer.say(self.report(told))
+        if not any(job.finished for job in self.jobs):
+            whys = [why for why in (*self._why.values(), *self._reasons()) if why != LEFT_OUT]
+            raise ValueError(f"nothing of {self.name} can be run here: {whys[0]}")
 
     def save(self) -> dict[str, Any] | None:
         """Writes experiments/NAME.json; returns what is in it, None on other processes than the first."""
@@ -206,6 +229,7 @@ class Experimenter:
     def result(self) -> dict[str, Any]:
         """All cells so far, with the paper's values, differences and histograms; JSON-ready."""
         one = self.experiment
+        used = config.apply(self.cfg, experiments.shared(self.cfg, one))
         differences, overall = self._differences()
         return {
             "schema": SCHEMA,
@@ -214,11 +238,12 @@ class Experimenter:
             "source": one.source,
             "dataset": self._dataset,
             "seeds": [*self.seeds],
-            "config": config.to_dict(self.cfg),
+            "config": config.to_dict(used),
             "choices": {
-                choice.question: choice.answer(self.cfg)
+                choice.question: choice.answer(used)
                 for choice in map(experiments.CHOICES.__getitem__, one.choices)
             },
+            "changed": self._changed,
             "figure": one.figure,
             "rows": [row.name for row in one.rows],
             "columns": [column.name for column in one.columns],
@@ -232,6 +257,14 @@ class Experimenter:
             "overall": overall,
             "histograms": self._histograms() if one.figure == "histogram" else [],
         }
+
+    @property
+    def _changed(self) -> float | None:
+        """Share of the test histories that are other ones in another order; None = no finished run has tried one."""
+        judged = [job for job in self.jobs if isinstance(job, Judged) and job.finished]
+        found = [job.judgement.stage.info.get("changed") for job in judged]
+        known = [share for share in found if share is not None]
+        return float(np.mean(known)) if known else None
 
     @property
     def _printed(self) -> str:
@@ -256,7 +289,7 @@ class Experimenter:
 
     def _told(self, row: Row, column: Column, number: int) -> dict[str, Any]:
         """One cell over all seeds."""
-        values, why = [], ""
+        values, why, status = [], "", MISSING if row.missing else OPEN
         for cell in self._of(row, column):
             found = None
             if cell.job is None:
@@ -265,8 +298,7 @@ class Experimenter:
                 why = self._why.get(id(cell.job), "the run is not finished")
             else:
                 found = cell.job.find(row, column)
-                absent = f"{row.name}: there is no {column.metric} of {column.slice} test users"
-                why = "" if found else absent
+                why, status = "" if found else _absent(cell), EMPTY
             if found:
                 values.append({"seed": cell.seed, **found._asdict()})
         each = [v["value"] for v in values]
@@ -279,7 +311,7 @@ class Experimenter:
             "mean": float(np.mean(each)) if each else None,
             "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None,
             "se": float(np.mean(ses)) if ses else None,
-            "status": DONE if each else MISSING if row.missing else OPEN,
+            "status": DONE if each else status,
             "why": why,
         }
 
@@ -378,8 +410,12 @@ class Experimenter:
             table(["", *told["columns"]], body),
             *_told(told["differences"], told["overall"]),
         ]
-        whys = dict.fromkeys(c["why"] for c in told["cells"] if c["status"] == OPEN)
-        lines += [f"not run: {why}" for why in whys]
+        if told["changed"] is not None:
+            lines.append(f"another order changes {told['changed']:.1%} of the test histories")
+        whys = dict.fromkeys(
+            (c["status"], c["why"]) for c in told["cells"] if c["status"] in (OPEN, EMPTY)
+        )
+        lines += [f"{status}: {why}" for status, why in whys]
         return "\n".join([*lines, f"{self._file} (--mode=report makes a page of it)"])
 
     @property

@@ -29,7 +29,10 @@ Record = dict[str, Any]
 Name = tuple[Any, ...]  # of a row of a table: a model, what stands beside it, its config_hash
 SHOWN = ("hr@10", "ndcg@10")
 # what every model's numbers depend on
-EVALUATION = ("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "slices")
+EVALUATION = (
+    *("evaluate.negatives", "evaluate.sampling", "evaluate.max_users"),
+    *("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "slices"),
+)
 SLICED, LISTS, CHOSEN = TABLES = (
     "ndcg@10, sampled ranking, by slice",
     "lists beyond accuracy, full ranking",
@@ -177,7 +180,9 @@ def tables(rows: list[Record], like: Record, used: dict[str, Settings]) -> str:
     rows = [row for row in rows if all(row[k] == like[k] for k in same)]
     rows.sort(key=lambda row: (row["seed"], PLACE.get(row["model"], 0)))
     users = next(row["users"] for row in rows if row["slice"] == "all")
-    first = f"test set of {dataset}, {users} users, mean ± standard error"
+    number = used.get(like["config_hash"], {}).get("evaluate.negatives")
+    among = "" if number is None else f", 1 + {number} candidates"
+    first = f"test set of {dataset}, {users} users{among}, mean ± standard error"
     found: dict[str, dict[Name, dict[str, str]]] = {title: {} for title in (first, *TABLES)}
     for row in rows:
         name = (row["model"], row["seed"], row["config_hash"])

@@ -10,7 +10,7 @@ from llmsrec_jax.stages import unseen_items
 
 WANTED = (
     "table3 table4 table5 table6 table7 table8 table9 table10 table11 table12 fig1a fig1 fig3 fig4 fig5 fig6 fig7 "
-    "full_ranking beyond_accuracy order_suite"
+    "full_ranking beyond_accuracy order_suite teachers"
 )
 
 
@@ -99,6 +99,19 @@ def test_figures_show_what_tables_print_of_them():
     assert at("fig7", "Electronics", "LLM-SRec", 1) == 0.2838
     suite = [at("order_suite", "Movies_and_TV", "SASRec", column) for column in range(4)]
     assert suite == [0.3459, None, None, 0.6535]
+
+
+def test_as_many_permutations_as_are_asked_for():
+    """5 unless the configuration says how many; none of a model whose training is what was changed."""
+    one, row = EXPERIMENTS["order_suite"], experiments.SASREC
+    number = lambda asked, column: (
+        experiments.cell(
+            config.apply(config.Config(), {"order.permutations": asked}), one, row, column
+        ).order.permutations
+    )
+    for asked, wanted in ((0, 5), (2, 2)):
+        found = {column.name: number(asked, column) for column in one.columns}
+        assert found.pop("shuffled training") == 0 and set(found.values()) == {wanted}
 
 
 def test_a_typo_is_named():

@@ -89,7 +89,7 @@ def test_samples_of_a_run_follow_one_another():
 
 
 def test_no_user_at_all():
-    with pytest.raises(ValueError, match="data.min_user"):
+    with pytest.raises(ValueError, match="no user has two training items, .* lower data.min_user"):
         EpochOrder(np.arange(0), 8, seed=0)
 
 

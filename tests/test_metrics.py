@@ -58,4 +58,4 @@ def test_nan_has_no_rank():
 def test_mean_and_standard_error():
     mean, se = metrics.mean_and_se(np.array([0.0, 1.0, 1.0, 0.0]))
     assert (mean, se) == (0.5, pytest.approx(np.sqrt(1 / 3) / 2))
-    assert metrics.mean_and_se(np.array([1.0])) == (1.0, 0.0)
+    assert metrics.mean_and_se(np.array([1.0])) == (1.0, None)

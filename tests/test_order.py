@@ -1,9 +1,12 @@
 """Runs with histories in another order: at the test, and in training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from llmsrec_jax import config, pipeline, train
+from llmsrec_jax.data import orders
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.writer import Writer
 from tests.systems import records, tiny
@@ -49,6 +52,49 @@ def test_histories_in_another_order(copy, finished, capsys, monkeypatch):
             same = ("model", "protocol", "slice", "metric")
             twin = next(r for r in original if all(r[name] == row[name] for name in same))
             assert row["value"] == twin["value"]
+
+
+def test_the_identity_changes_nothing(copy, monkeypatch):
+    """Of an order in which only the first user's items move, all others keep ranks and vectors to the bit."""
+    shuffle = orders.shuffle
+
+    def of_one(histories, users, *rest):
+        permuted = shuffle(histories, users, *rest)
+        return replace(
+            permuted, items=np.where(histories.rows > 0, histories.items, permuted.items)
+        )
+
+    monkeypatch.setattr(orders, "shuffle", of_one)
+    cfg = pipeline.settled(tiny({"order.permutations": 1}))
+    pipeline.run(cfg, copy, "evaluate")
+    judgement = pipeline.Run(cfg, copy, Writer(copy)).judgement
+    models, users = judgement.outcomes().models, judgement.stage.info["users"]
+    assert judgement.stage.info["changed"] == 1 / users
+    for name in ("popularity", "teacher", "llm_srec"):
+        one = models[name]
+        assert set(one.permuted) == set(one.ranks) == {"sampled", "full"}
+        for protocol, counts in one.ranks.items():
+            for before, after in zip(counts, one.permuted[protocol], strict=True):
+                np.testing.assert_array_equal(after[:, 1:], before[None, 1:])
+        for cosine in one.alike.values():
+            assert (cosine[1:] == 1).all() and (cosine[0] < 1) == (name != "popularity")
+
+
+def test_every_model_reads_the_same_stored_orders(copy, monkeypatch):
+    """They are drawn once, and what is read is the file."""
+    changes = {"order.permutations": 1, "order.train": "shuffled"}
+    cfg = pipeline.settled(tiny(changes))
+    pipeline.run(cfg, copy, "prepare")
+    assert len(list((copy / "orders").iterdir())) == 2
+    monkeypatch.setattr(orders, "shuffle", None)
+    data = pipeline.Run(cfg, copy, Writer(copy)).data
+    users, _ = data.candidates("test")
+    first, other = data.test_histories(0), data.test_histories(1)
+    assert orders.changed(first, other).all()
+    assert orders.changed(data.dataset.train, data.training.train).any()
+    folder = data._test_order(1).folder
+    orders.save(folder, replace(other, items=first.items))
+    np.testing.assert_array_equal(data.test_histories(1).items, first.items)
 
 
 def test_training_sequences_in_another_order(copy, finished, monkeypatch):

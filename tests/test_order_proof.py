@@ -29,10 +29,9 @@ def pooled():
     dataset, cfg = random_dataset(), config.Config()
     users, rng = np.arange(len(dataset)), np.random.default_rng(0)
     item = rng.integers(-9, 10, (dataset.catalog.size, 4)).astype(np.float32)
-    each = [
-        mean_pooling(orders.test_histories(dataset, users, cfg, number), item)
-        for number in range(PERMUTATIONS + 1)
-    ]
+    numbers = range(1, PERMUTATIONS + 1)
+    others = [orders.shuffled_test(dataset, users, cfg, number) for number in numbers]
+    each = [mean_pooling(x, item) for x in (dataset.inputs("test", users), *others)]
     others = rng.integers(1, dataset.catalog.size, (len(users), 20))
     candidates = np.concatenate([dataset.targets("test", users)[:, None], others], axis=1)
     return each, item, candidates

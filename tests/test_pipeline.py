@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llmsrec_jax import config, keys, parallel, pipeline, train
+from llmsrec_jax import config, keys, parallel, pipeline, results, train
 from llmsrec_jax.benchmark import timing
 from llmsrec_jax.data import sources
 from llmsrec_jax.memory import GIB, RetrievalJob
 from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.prompts.tokens import ItemTokens
+from llmsrec_jax.report import systems
 from llmsrec_jax.schema import BEYOND
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.stages.work import Work
@@ -216,6 +217,23 @@ def test_missing_titles_are_found_before_the_teacher_trains(ids_only, tmp_path, 
     with pytest.raises(ValueError, match=r"has none: set data.files.items .* --mode=teacher"):
         pipeline.run(ids_only, tmp_path / "run", mode)
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_seeds_ranked_among_other_candidates_are_no_seeds_of_one_system(tmp_path):
+    """Popularity knows nothing of how many there are; what it is worth depends on it."""
+    for seed, negatives in ((0, 20), (1, 30)):
+        pipeline.run(tiny({"seed": seed, "evaluate.negatives": negatives}), tmp_path, "teacher")
+    used = results.settings(tmp_path / "results.json")
+    rows = [row | {"settings": used[row["config_hash"]]} for row in records(tmp_path)]
+    each = systems.systems(row for row in rows if row["model"] == "popularity")
+    assert [*each] == [f"popularity (evaluate.negatives={n})" for n in (20, 30)]
+
+
+def test_results_of_another_schema_are_found_before_anything_is_made(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 9, "records": []}')
+    with pytest.raises(ValueError, match="results.json: schema 9, this version reads 1: move"):
+        pipeline.run(tiny(), tmp_path, "prepare")
+    assert not (tmp_path / "data").exists()
 
 
 def test_an_uneven_batch_is_found_before_the_teacher_trains(tmp_path):

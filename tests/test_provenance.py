@@ -1,5 +1,8 @@
 """Which settings tell rows of a table apart, by hand."""
 
+import json
+
+from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.provenance import differing, labels, variant, words
 from llmsrec_jax.schema import TOLD_BY_NAME, VARIANTS
 
@@ -29,6 +32,22 @@ def test_what_a_name_tells_is_not_said_again():
         *({"distill.weight": 1.0}, {"distill.weight": 0.5}, {}),
     ]
     assert {setting for setting, _ in VARIANTS} <= TOLD_BY_NAME.keys()
+
+
+def test_what_makes_a_system_is_told_by_its_name():
+    """Unless there are two of that name, which only their settings tell apart."""
+    of = lambda word, **more: TEACHER | json.loads(json.dumps(PRESETS[word])) | more
+    used = {word: of(word) for word in ("tallrec", "collm", "gru4rec")}
+    rows = [(word, 0, word) for word in used]
+    assert labels(rows, used) == ["tallrec", "collm", "gru4rec"]
+    used["other"] = of("gru4rec") | {"teacher.dropout": 0.5}
+    assert labels([*rows, ("gru4rec", 0, "other")], used) == [
+        *("tallrec", "collm", "gru4rec (teacher.dropout=0.3)", "gru4rec (teacher.dropout=0.5)"),
+    ]
+    plain = {"lora.rank": 4, "distill.weight": 1.0}
+    used |= {"a": TEACHER | plain, "b": TEACHER | plain | {"lora.rank": 2}}
+    rows = [("tallrec", 0, "tallrec"), ("x", 0, "a"), ("x", 0, "b")]
+    assert labels(rows, used) == ["tallrec", "x (lora.rank=4)", "x (lora.rank=2)"]
 
 
 def test_seeds_of_one_configuration_are_one():

@@ -53,6 +53,8 @@ def load(folder, name):
 def test_an_experiment_and_its_numbers(suite):
     told = load(suite, "order_suite")
     assert told["schema"] == SCHEMA and told["seeds"] == [0, 1]
+    assert told["config"]["order"]["permutations"] == 5 and told["changed"] == 1.0
+    assert "order.permutations=5" in told["choices"]["What is permuted at the test?"]
     assert {c["status"] for c in told["cells"]} == {"done"}
     cells = {(c["row"], c["column"]): c for c in told["cells"]}
     records = results.read(suite / "results.json")
@@ -358,11 +360,53 @@ def test_data_that_cannot_answer(tmp_path, items, time, why):
     write_interactions(tmp_path / "data.tsv", 60, items, time)
     changes = {"data.source": "files", "data.files.interactions": str(tmp_path / "data.tsv")}
     cfg = config.apply(tiny(), {**changes, "evaluate.negatives": 25})
-    reproduce.run(cfg, tmp_path / "run", "fig1", seeds=(0,))
+    with pytest.raises(ValueError, match=f"nothing of fig1 can be run here: .*{why}"):
+        reproduce.run(cfg, tmp_path / "run", "fig1", seeds=(0,))
     cells = {(c["row"], c["column"]): c for c in load(tmp_path / "run", "fig1")["cells"]}
     lost = cells["SASRec", "original"]
     assert lost["status"] == "not run" and re.search(why, lost["why"])
     assert cells["LLM-SRec", "original"]["status"] == "not run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "time", "experiment", "empty", "why"),
+    [
+        (
+            {"evaluate.max_users": 1},
+            lambda place: place,
+            "fig3",
+            {"non-transition"},
+            "none of the 1 test users is in the slice non_transition: it takes more of them",
+        ),
+        (
+            {"slices.item_share": 0.01},
+            lambda place: place,
+            "fig4",
+            {"warm", "cold"},
+            "none of the 40 test users is in the slice warm: .* or another share",
+        ),
+        (
+            {},
+            lambda place: 7,
+            "fig3",
+            {"transition", "non-transition"},
+            r"all timestamps of every user are equal \(data.ties=random\)",
+        ),
+    ],
+)
+def test_slices_that_nobody_is_in(tmp_path, capsys, changes, time, experiment, empty, why):
+    """Data too small for the slices, or without an order: no number, and the reason."""
+    write_interactions(tmp_path / "data.tsv", 60, 90, time)
+    data = {"data.source": "files", "data.files.interactions": str(tmp_path / "data.tsv")}
+    cfg = config.apply(tiny(), {**data, **changes})
+    reproduce.run(cfg, tmp_path / "run", experiment, seeds=(0,), rows="sasrec")
+    cells = [c for c in load(tmp_path / "run", experiment)["cells"] if c["row"] == "SASRec"]
+    assert {c["column"] for c in cells if c["status"] == "no value"} == empty
+    assert re.search(f"no value: {why}", capsys.readouterr().out)
+    for cell in cells:
+        if cell["column"] not in empty:  # one user tells no standard error
+            assert cell["status"] == "done" and cell["values"][0]["users"] == 1
+            assert cell["se"] is None
 
 
 def test_another_dataset(suite, tmp_path, monkeypatch, capsys):
@@ -406,7 +450,8 @@ WAYS = ("zero", "target", "text")
 
 
 def test_without_another_dataset_the_setting_is_named(tmp_path, capsys):
-    reproduce.run(tiny(), tmp_path, "table7", seeds=(0,))
+    with pytest.raises(ValueError, match="nothing of table7 can be run here: no other dataset"):
+        reproduce.run(tiny(), tmp_path, "table7", seeds=(0,))
     cells = {(c["row"], c["column"]): c for c in load(tmp_path, "table7")["cells"]}
     lost = cells["LLM-SRec", "unseen items zero"]
     assert lost["status"] == "not run" and "set transfer.category" in lost["why"]

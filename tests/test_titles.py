@@ -15,6 +15,7 @@ from llmsrec_jax.keys import TRAIN, Keys
 from llmsrec_jax.memory import GIB
 from llmsrec_jax.memory_plan import MARGIN
 from llmsrec_jax.presets import PRESETS
+from llmsrec_jax.stages.titles import TitleRec
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer
 from tests.factories import files, random_dataset
@@ -86,6 +87,30 @@ def test_what_is_said_of_a_run(folder, capsys):
     assert "one of the candidates, and what greedy decoding writes" in shown and LABEL in shown
 
 
+def test_what_is_counted_of_answers(folder, tmp_path, monkeypatch):
+    """Three users write a candidate's title, two of them the target's (one beside an equal title); the others write none."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for stage in ("titles", "judged"):
+        shutil.rmtree(copy / stage)
+
+    def read(self, params, asked, title):
+        written = np.zeros(asked.shown.shape, bool)
+        written[[0, 1, 1, 2], [0, 0, 3, 5]] = True
+        score = np.arange(written.size).reshape(written.shape) / written.size
+        return {"score": score, "constrained": np.eye(*written.shape) > 0, "free": written}
+
+    monkeypatch.setattr(TitleRec, "_read", read)
+    pipeline.run(settings(order__permutations=0), copy, "evaluate")
+    own = [row for row in records(copy) if (row["model"], row["slice"]) == (LABEL, "all")]
+    found = {row["metric"]: (row["value"], row["users"]) for row in own}
+    assert found["valid@1"] == (pytest.approx(3 / 40), 40)
+    assert found["hr_free@1"] == (pytest.approx(1.5 / 40), 40)
+    assert found["hr_of_valid@1"] == (pytest.approx(1.5 / 3), 3)
+    assert found["hr_constrained@1"] == (pytest.approx(1 / 40), 40)
+    assert found["hr@1"] == (0.0, 40)  # the target's likelihood is the lowest
+
+
 def test_only_lora_trains(folder):
     run = opened(folder)
     before, after = named(run.llm._model[1]), named(run.llm._params)
@@ -106,6 +131,26 @@ def test_scores_do_not_depend_on_the_batch(folder, tmp_path):
     asked = run.llm._ask("test", users[some], histories.take(some), candidates[some])
     two = run.llm._read(run.llm._params, asked, "test")
     np.testing.assert_allclose(two["score"], found[some], rtol=1e-4, atol=1e-3)
+
+
+def test_histories_that_stay_keep_their_scores(folder, tmp_path, monkeypatch):
+    """Another batch reads them beside those that move: the identity changes nothing."""
+    shuffle, copy = orders.shuffle, tmp_path / "copy"
+    shutil.copytree(folder, copy)
+
+    def of_one(histories, users, *rest):
+        permuted = shuffle(histories, users, *rest)
+        return replace(
+            permuted, items=np.where(histories.rows > 0, histories.items, permuted.items)
+        )
+
+    monkeypatch.setattr(orders, "shuffle", of_one)
+    again = settings(order__scope="window")  # an order that is not stored yet
+    pipeline.run(again, copy, "evaluate")
+    judged = opened(copy, order__scope="window").llm.judged()
+    (other,) = judged.permuted
+    np.testing.assert_array_equal(other.scores[1:], judged.scores.scores[1:])
+    assert (other.scores[0] != judged.scores.scores[0]).any()
 
 
 def test_equal_titles_tie(tmp_path):

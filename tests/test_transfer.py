@@ -19,8 +19,8 @@ from tests.systems import named, tiny
 
 USERS = 400
 CASES = ("cases.json", "cases_transfer.json")
-HOME = {"evaluate.max_users": 0}
-CHANCE = 10 / 21  # of hr@10 with 20 negatives
+HOME = {"evaluate.max_users": 0, "evaluate.negatives": 99}
+CHANCE = 0.1  # of hr@10: 10 of 100
 
 
 @pytest.fixture(scope="module")

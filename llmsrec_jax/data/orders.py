@@ -4,13 +4,16 @@ Items move, with their titles and vectors; dates and numbers stay where they are
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from llmsrec_jax import config
-from llmsrec_jax.data import counter
+from llmsrec_jax.data import counter, storage
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.splits import Dataset
+
+FILE = "order.npz"
 
 
 def shuffle(
@@ -29,21 +32,29 @@ def shuffle(
     return replace(histories, items=histories.items[order])
 
 
-def shuffled_training(dataset: Dataset, seed: int) -> Dataset:
-    """`dataset` with every training sequence permuted once, target included; the rest as it was (E6)."""
+def shuffled_training(dataset: Dataset, seed: int) -> UserSequences:
+    """Every training sequence of `dataset` permuted once, target included (E6)."""
     users = np.arange(len(dataset))
-    return replace(dataset, train=shuffle(dataset.train, users, 0, seed, "training order", 0))
+    return shuffle(dataset.train, users, 0, seed, "training order", 0)
 
 
-def test_histories(
+def shuffled_test(
     dataset: Dataset, users: np.ndarray, cfg: config.Config, number: int
 ) -> UserSequences:
-    """What is shown of `users` in the test, in their order number 1, 2, .. (E8); 0 is the original."""
+    """What is shown of `users` in the test, in their order number 1, 2, .. (E8)."""
     histories = dataset.inputs("test", users)
-    if not number:
-        return histories
     recent = cfg.prompts.history_len if cfg.order.scope == "window" else 0
     return shuffle(histories, users, recent, cfg.seed, "test order", number)
+
+
+def save(folder: Path, permuted: UserSequences) -> None:
+    """The order of all of them, as one file that every model reads."""
+    storage.write_arrays(folder / FILE, items=permuted.items)
+
+
+def load(folder: Path, original: UserSequences) -> UserSequences:
+    """Those of `original` as they were saved in another order; raises ValueError naming a missing or damaged file."""
+    return replace(original, items=storage.read_arrays(folder / FILE)["items"])
 
 
 def changed(histories: UserSequences, permuted: UserSequences) -> np.ndarray:

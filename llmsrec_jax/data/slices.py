@@ -85,10 +85,11 @@ GROUPINGS = (warm_cold, transition, history, popularity)
 
 
 def slices(
-    dataset: Dataset, split: str, users: np.ndarray, cfg: config.Slices
+    dataset: Dataset, split: str, users: np.ndarray, cfg: config.Slices, ordered: bool = True
 ) -> dict[str, np.ndarray]:
-    """Every slice as a boolean mask over `users`; `all` first."""
+    """Every slice as a boolean mask over `users`; `all` first. Without those by transitions where nothing is `ordered`."""
     everyone = {"all": np.ones(len(users), bool)}
     for grouping in GROUPINGS:
-        everyone |= grouping(dataset, split, users, cfg)
+        if ordered or grouping is not transition:
+            everyone |= grouping(dataset, split, users, cfg)
     return everyone

@@ -36,6 +36,9 @@ def section(found: Experiment, where: str, unlike: str = "") -> Section:
     if found["choices"]:
         rows = [words(question, str(answer)) for question, answer in found["choices"].items()]
         blocks.append(Table("Choices", ["question", "what was used"], rows))
+    if found["changed"] is not None:
+        share = f"{found['changed']:.1%}".replace("%", " %")
+        blocks.append(Text(f"Another order changes {share} of the test histories."))
     undone = sum(cell["status"] != "done" for cell in found["cells"])
     if undone:
         blocks.insert(0, Text(f"{undone} of {len(found['cells'])} cells have no value of ours."))

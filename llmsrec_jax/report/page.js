@@ -95,3 +95,13 @@ function browse(frame) {
 }
 
 document.querySelectorAll(".cases").forEach(browse);
+
+/* Paper has nothing to click on: what is folded is printed too, and folded again after that. */
+let unfolded = [];
+addEventListener("beforeprint", () => {
+  unfolded = [...document.querySelectorAll("details:not([open])")];
+  for (const part of unfolded) part.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const part of unfolded) part.open = false;
+});

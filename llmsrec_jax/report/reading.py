@@ -12,7 +12,8 @@ from llmsrec_jax.schema import SCHEMA, STUDIES
 
 FIRST = "order_suite"  # of experiments: the question that the others are details of
 FIGURES = ("", "bars", "scatter", "histogram")
-STATUSES = ("done", "missing", "not run")
+STATUSES = ("done", "missing", "not run", "no value")
+EVALUATE = "--mode=evaluate, which trains nothing again"
 NUMBER = (int, float, type(None))  # null: not finite
 RECORD = {
     **dict.fromkeys(("model", "dataset", "split", "condition", "protocol", "metric"), str),
@@ -110,14 +111,14 @@ def _json(path: Path) -> Any:
         ) from error
 
 
-def _versioned(path: Path) -> dict[str, Any]:
-    """A file that says which schema it follows."""
+def _versioned(path: Path, remedy: str) -> dict[str, Any]:
+    """A file that says which schema it follows; remedy: how to have it written anew."""
     content = _json(path)
     found = content.get("schema") if isinstance(content, dict) else None
     if found != SCHEMA:
         has = "does not say its schema" if found is None else f"is of schema {found!r}"
         raise ValueError(
-            f"{path} {has}, and schema {SCHEMA} is wanted: write it anew with this version (--mode=evaluate)"
+            f"{path} {has}, and schema {SCHEMA} is wanted: move it away and write it anew with this version ({remedy})"
         )
     return content
 
@@ -134,7 +135,7 @@ def _require(path: Path, what: str, found: Any, fields: Mapping[str, Any]) -> No
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    content = _versioned(path)
+    content = _versioned(path, EVALUATE)
     _require(path, "it", content, {"records": list})
     settings = content.get("settings", {})  # of older files it is not known
     _require(path, "settings", settings, {})
@@ -148,7 +149,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _cases(path: Path) -> dict[str, Any]:
-    content = _versioned(path)
+    content = _versioned(path, EVALUATE)
     _require(path, "it", content, CASES)
     if not content["models"]:
         raise ValueError(f"{path} names no models")
@@ -164,7 +165,7 @@ def _cases(path: Path) -> dict[str, Any]:
 
 
 def _experiment(path: Path) -> dict[str, Any]:
-    found = _versioned(path)
+    found = _versioned(path, f"--mode=reproduce --experiment={path.stem}")
     _require(path, "it", found, EXPERIMENT)
     if found["figure"] not in FIGURES:
         raise ValueError(f"{path}: figure {found['figure']!r} is none of {FIGURES}")
@@ -184,6 +185,7 @@ def _experiment(path: Path) -> dict[str, Any]:
         if cell["row"] not in found["rows"] or cell["column"] not in found["columns"]:
             raise ValueError(f"{path}: cell {number} stands in no row or column of the table")
     found.setdefault("overall", [])  # over seeds, of which older files do not tell
+    _require(path, "it", {"changed": found.setdefault("changed", None)}, {"changed": NUMBER})
     for part, seeds in (("differences", {"seed": int}), ("overall", {"seeds": list})):
         for number, told in enumerate(found[part]):
             _require(path, f"{part} {number}", told, DIFFERENCE | seeds)

@@ -132,7 +132,8 @@ def systems(records: Iterable[Record]) -> dict[str, list[Record]]:
         unknown = row["config_hash"] if model in twins else ""
         variant = unknown if known is None else provenance.variant(known)
         found.setdefault((model, variant), []).append(row)
-    told = [provenance.words(each) for each in provenance.differing(settings(found.values()))]
+    apart = provenance.differing(settings(found.values()), [model for model, _ in found])
+    told = map(provenance.words, apart)
     named = [
         f"{model} ({words})" if words else model
         for (model, _), words in zip(found, told, strict=True)

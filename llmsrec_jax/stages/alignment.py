@@ -63,7 +63,8 @@ class Alignment:
 
     def _make_texts(self, stage: Stage) -> dict[str, Any]:
         name, titles = self._work.cfg.alignment.text, self._data.dataset.catalog.titles[1:]
-        found = encoder.load(name).encode(titles)
+        missing = self._work.cfg.data.missing_title
+        found = encoder.load(name).encode(titles, missing)
         pad = np.zeros((1, found.vectors.shape[1]), np.float32)
         storage.write_arrays(
             stage.folder / TEXTS_FILE, vectors=np.concatenate([pad, found.vectors])
@@ -71,6 +72,11 @@ class Alignment:
         if found.cut:
             self._work.writer.say(
                 f"{name}: {found.cut} of {len(titles)} titles are longer than it reads, and were cut"
+            )
+        if found.empty:
+            self._work.writer.say(
+                f"{name}: of {found.empty} of {len(titles)} titles it knows no character: {missing!r} is read instead "
+                "(data.missing_title)"
             )
         return {"width": found.vectors.shape[1], "cut": found.cut}
 

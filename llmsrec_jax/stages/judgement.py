@@ -66,7 +66,7 @@ class Judgement:
         work, dataset, seed = self._work, self._data.dataset, self._work.cfg.seed
         users, candidates = self._data.candidates("test")
         each = {name: self._outcome(name, model) for name, model in models.items()}
-        masks = slices(dataset, "test", users, work.cfg.slices)
+        masks = slices(dataset, "test", users, work.cfg.slices, self._data.ordered)
         digest = results.digest(candidates)
         found = Outcomes(users, digest, masks, each)
         found.save(stage.folder / "outcomes.npz")
@@ -80,7 +80,8 @@ class Judgement:
             rows += found.records(name, work.cfg, {"model": self.names[name], **about})
         results.merge(stage.folder / "results.json", rows, settings)
         write_json(stage.folder / "cases.json", cases.collect(found, dataset, self.names, seed))
-        return {"users": len(users)}
+        permuted = any(model.permuted for model in models.values())
+        return {"users": len(users), "changed": self._data.changed if permuted else None}
 
     def _outcome(self, name: str, model: Model) -> Outcome:
         dataset, scores = self._data.dataset, model.scores

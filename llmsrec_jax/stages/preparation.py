@@ -1,5 +1,6 @@
 """prepare: the dataset, its card and the candidates of every evaluated user; made once, stored."""
 
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from llmsrec_jax.data import card as cards
 from llmsrec_jax.data import orders, sampling, sources, splits
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.splits import Dataset
-from llmsrec_jax.keys import CANDIDATES, DATA
+from llmsrec_jax.keys import CANDIDATES, DATA, ORDERS
 from llmsrec_jax.stages.work import Work
 
 
@@ -30,6 +31,10 @@ class Prepared:
         for split, limit in (("valid", cfg.validation_users), ("test", cfg.max_users)):
             make = partial(self._make_candidates, split=split, limit=limit)
             work.once(work.stage("candidates", CANDIDATES[split]), make)
+        if work.cfg.order.train == "shuffled":
+            work.once(self._training_order, self._shuffle_training)
+        for number in self._numbers:
+            work.once(self._test_order(number), partial(self._shuffle_test, number=number))
 
     def _make_data(self, stage: Stage) -> dict[str, Any]:
         cfg, seed = self._work.cfg.data, self._work.cfg.seed
@@ -46,6 +51,28 @@ class Prepared:
         sampling.save_candidates(stage.folder, split, users, candidates)
         return {"users": len(users)}
 
+    @property
+    def _numbers(self) -> range:
+        """Of the orders of the test histories besides their own."""
+        return range(1, self._work.cfg.order.permutations + 1)
+
+    @property
+    def _training_order(self) -> Stage:
+        return self._work.stage("orders", ORDERS["train"])
+
+    def _test_order(self, number: int) -> Stage:
+        return self._work.stage("orders", ORDERS["test"], permutation=number)
+
+    def _shuffle_training(self, stage: Stage) -> dict[str, Any]:
+        orders.save(stage.folder, orders.shuffled_training(self.dataset, self._work.cfg.seed))
+        return {}
+
+    def _shuffle_test(self, stage: Stage, number: int) -> dict[str, Any]:
+        users, _ = self.candidates("test")
+        permuted = orders.shuffled_test(self.dataset, users, self._work.cfg, number)
+        orders.save(stage.folder, permuted)
+        return {}
+
     @cached_property
     def dataset(self) -> Dataset:
         return Dataset.load(self._work.stage("data", DATA).folder)
@@ -53,44 +80,54 @@ class Prepared:
     @cached_property
     def training(self) -> Dataset:
         """What models are trained on: the same, but for the order of training sequences (E6)."""
-        shuffled = self._work.cfg.order.train == "shuffled"
-        return (
-            orders.shuffled_training(self.dataset, self._work.cfg.seed)
-            if shuffled
-            else self.dataset
-        )
+        dataset = self.dataset
+        if self._work.cfg.order.train == "original":
+            return dataset
+        return replace(dataset, train=orders.load(self._training_order.folder, dataset.train))
 
     def test_histories(self, number: int) -> UserSequences:
         """Of the test users, in their original order (0) or another one (1, 2, ..)."""
-        return orders.test_histories(
-            self.dataset, self.candidates("test")[0], self._work.cfg, number
-        )
+        original = self.dataset.inputs("test", self.candidates("test")[0])
+        return orders.load(self._test_order(number).folder, original) if number else original
+
+    @property
+    def _tied(self) -> float:
+        """Share of neighbouring interactions with equal timestamps."""
+        return self._work.stage("data", DATA).info["card"]["tied_pairs"]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of histories means anything."""
+        return self._tied < 1.0 or self._work.cfg.data.ties == "file"
+
+    @cached_property
+    def changed(self) -> float:
+        """Share of the test histories that are other ones in another order."""
+        original = self.test_histories(0)
+        each = [orders.changed(original, self.test_histories(n)) for n in self._numbers]
+        return float(np.mean(each))
 
     def require_order(self) -> None:
         """Says what there is of order in the data; stops before the long work where there is none to change."""
         cfg = self._work.cfg
-        numbers = range(1, cfg.order.permutations + 1)
-        if not numbers and cfg.order.train == "original":
+        if not self._numbers and cfg.order.train == "original":
             return
-        tied = self._work.stage("data", DATA).info["card"]["tied_pairs"]
-        if tied == 1.0 and cfg.data.ties != "file":
+        if not self.ordered:
             raise ValueError(
                 f"all timestamps of every user are equal: its order is data.ties={cfg.data.ties}, which means nothing; "
                 "data.ties=file takes the order of the file"
             )
-        if tied:
+        if self._tied:
             self._work.writer.say(
-                f"{tied:.1%} of neighbouring interactions have equal timestamps: their order is data.ties={cfg.data.ties}"
+                f"{self._tied:.1%} of neighbouring interactions have equal timestamps: their order is data.ties={cfg.data.ties}"
             )
-        if not numbers:
+        if not self._numbers:
             return
-        original = self.test_histories(0)
-        share = np.mean([orders.changed(original, self.test_histories(n)) for n in numbers])
-        if not share:
+        if not self.changed:
             raise ValueError(
-                f"order.permutations={len(numbers)}: no test history has two different items to permute"
+                f"order.permutations={len(self._numbers)}: no test history has two different items to permute"
             )
-        self._work.writer.say(f"another order changes {share:.1%} of the test histories")
+        self._work.writer.say(f"another order changes {self.changed:.1%} of the test histories")
 
     def candidates(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(users int32 [n], candidates int32 [n, C]) of `valid` or `test`."""

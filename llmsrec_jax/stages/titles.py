@@ -16,7 +16,7 @@ from llmsrec_jax.memory import located
 from llmsrec_jax.models import titles
 from llmsrec_jax.prompts.prompts import LatePrompts
 from llmsrec_jax.prompts.titles import Question
-from llmsrec_jax.schema import HIT_CONSTRAINED, HIT_VALID, VALID
+from llmsrec_jax.schema import HIT_CONSTRAINED, HIT_FREE, HIT_VALID, VALID
 from llmsrec_jax.stages.reader import Judged, Reader
 from llmsrec_jax.title_memory import TitleJob
 
@@ -176,6 +176,7 @@ class TitleRec(Reader):
         free = choices.hits(found["free"], target)
         answers = {
             VALID: valid.astype(np.float64),
+            HIT_FREE: free,
             HIT_VALID: np.where(valid, free, np.nan),
             HIT_CONSTRAINED: choices.hits(found["constrained"], target),
         }

@@ -24,6 +24,7 @@ TOKENS = 512  # places in a batch: more make no place cheaper on a CPU, and leav
 class Encoded(NamedTuple):
     vectors: np.ndarray  # float32 [texts, D]
     cut: int  # texts of which only the beginning was read
+    empty: int  # texts instead of which something else was read
 
 
 class TextEncoder:
@@ -38,11 +39,11 @@ class TextEncoder:
             lambda state, ids, length: vectors(nnx.merge(graphdef, state), ids, length, pooling)
         )
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """One vector per text, with a bar on terminals; ValueError naming the rows of empty ones."""
+    def encode(self, texts: Sequence[str], instead: str = "") -> Encoded:
+        """One vector per text, with a bar on terminals; `instead` as in `Tokenizer.encode`, which raises ValueError."""
         from tqdm import tqdm
 
-        ids, cut = self._tokenizer.encode(texts)
+        ids, cut, empty = self._tokenizer.encode(texts, instead)
         result = np.empty((len(ids), self.width), np.float32)
         pending: tuple[np.ndarray, jax.Array] | None = None
         batches = list(_batches([len(one) for one in ids], self._limit))
@@ -57,7 +58,7 @@ class TextEncoder:
             pending = made
         if pending is not None:
             _keep(result, *pending)
-        return Encoded(result, cut)
+        return Encoded(result, cut, empty)
 
 
 def load(name: str) -> TextEncoder:

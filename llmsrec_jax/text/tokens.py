@@ -12,10 +12,11 @@ _CHUNK = 4096  # texts at a time: what the library returns of each is large
 
 
 class Texts(NamedTuple):
-    """Ids of texts, and how many of them were cut."""
+    """Ids of texts, how many of them were cut, and of how many no token was left."""
 
     ids: list[np.ndarray]  # int32 each
     cut: int
+    empty: int
 
 
 class Tokenizer:
@@ -57,8 +58,8 @@ class Tokenizer:
             )
         return tokenizer
 
-    def encode(self, texts: Sequence[str]) -> Texts:
-        """Raises ValueError naming the rows of empty texts: those of which no token is left."""
+    def encode(self, texts: Sequence[str], instead: str = "") -> Texts:
+        """`instead` is read where no token is left of a text; ValueError naming the rows of such texts if it is empty too."""
         ids, cut = [], 0
         for start in range(0, len(texts), _CHUNK):
             chunk = [_clean(text) for text in texts[start : start + _CHUNK]]
@@ -68,10 +69,14 @@ class Tokenizer:
                 cut += bool(one.overflowing)
                 ids.append(np.array(one.ids, np.int32))
         empty = [row for row, one in enumerate(ids) if len(one) <= self._special]
-        if empty:
+        if empty and instead:
+            (other,) = self.encode([instead]).ids
+            for row in empty:
+                ids[row] = other
+        elif empty:
             rows = ", ".join(map(str, empty[:5])) + (", .." if len(empty) > 5 else "")
             raise ValueError(f"{len(empty)} of {len(ids)} texts are empty (rows {rows})")
-        return Texts(ids, cut)
+        return Texts(ids, cut, len(empty))
 
 
 def _clean(text: str) -> str:

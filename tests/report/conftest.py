@@ -85,7 +85,7 @@ def experiment(name: str = "table8", **other: Any) -> dict[str, Any]:
                 "difference": change(0.35, 0.3287),
             }
         ],
-        **{"overall": [], "histograms": []},
+        **{"overall": [], "histograms": [], "changed": None},
         **other,
     }
 

@@ -35,6 +35,12 @@ def test_what_was_not_run_keeps_its_place_and_its_reason():
     assert first == Text("1 of 4 cells have no value of ours.")
 
 
+def test_how_many_histories_another_order_changes():
+    blocks = experiments.section(made.experiment(changed=0.9731), "").blocks
+    assert Text("Another order changes 97.3 % of the test histories.") in blocks
+    assert sum(isinstance(block, Text) for block in blocks) == 2
+
+
 def test_a_place_without_a_cell_is_shown():
     one = made.experiment(cells=made.experiment()["cells"][:3])
     cell = experiments.table(one).rows[1][5]

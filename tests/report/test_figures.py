@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as xml
 
 import pytest
+from matplotlib.axes import Axes
 
 from llmsrec_jax.report import figures
 from llmsrec_jax.report.systems import Estimate
@@ -53,6 +54,22 @@ def test_two_figures_share_no_id():
     assert ids[0] and not ids[0] & ids[1]
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', bars("f").svg))
     assert used <= ids[0]
+
+
+def test_every_known_spread_is_an_error_bar(monkeypatch):
+    """Over seeds where there are several, else over users; none where neither is known."""
+    drawn, errorbar = [], Axes.errorbar
+
+    def spied(axes, x, y, yerr, xerr, **look):
+        drawn.append((y, yerr, xerr))
+        return errorbar(axes, x, y, yerr, xerr, **look)
+
+    monkeypatch.setattr(Axes, "errorbar", spied)
+    bars()
+    assert drawn == [(0.5, 0.1, None), (0.4, 0.01, None)]
+    drawn.clear()
+    scatter()
+    assert drawn == [(0.4, 0.01, 0.1)]
 
 
 def test_absent_values_are_said_and_published_ones_marked():

@@ -55,11 +55,24 @@ def test_a_folder_without_results_says_what_to_run(tmp_path):
         reading.read([tmp_path])
 
 
-@pytest.mark.parametrize("name", ["results.json", "cases.json", "experiments/table8.json"])
-def test_another_schema(folder, name):
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *((name, "evaluate") for name in ("results.json", "cases.json")),
+        ("experiments/table8.json", "reproduce --experiment=table8"),
+    ],
+)
+def test_another_schema(folder, name, mode):
     edit(folder / name, lambda content: content.update(schema=2))
-    with pytest.raises(ValueError, match=rf"{name} is of schema 2, and schema 1 is wanted"):
+    wanted = rf"{name} is of schema 2, and schema 1 is wanted: move it away .*--mode={mode}"
+    with pytest.raises(ValueError, match=wanted):
         reading.read([folder])
+
+
+def test_experiments_of_before_say_less(folder):
+    edit(folder / "experiments/table8.json", lambda content: content.pop("changed"))
+    (found,) = [one for one in reading.read([folder])[0].experiments if one["source"] == "Table 8"]
+    assert found["changed"] is None
 
 
 def test_no_schema(folder):

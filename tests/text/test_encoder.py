@@ -68,6 +68,14 @@ def test_no_texts(made):
     assert made.encode([]).vectors.shape == (0, folders.D)
 
 
+def test_something_is_read_instead_of_empty_texts(made):
+    found, (wanted,) = made.encode(["", "red soap", "\u200b"], "gel"), made.encode(["gel"]).vectors
+    assert (found.empty, made.encode(["red"], "gel").empty) == (2, 0)
+    np.testing.assert_allclose(found.vectors[[0, 2]], [wanted, wanted], atol=1e-6)
+    with pytest.raises(ValueError, match="1 of 1 texts are empty"):
+        made.encode(["red soap", ""], " ")
+
+
 def test_empty_texts_are_named(made):
     with pytest.raises(ValueError, match=r"3 of 5 texts are empty \(rows 0, 2, 4\)"):
         made.encode(["", "red", " \t", "soap", "\u200b\x00"])
