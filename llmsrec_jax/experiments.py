@@ -436,7 +436,9 @@ EXPERIMENTS: dict[str, Experiment] = {
                 Row(f"LLM-SRec, {name}", changes=PRESETS[name.lower()])
                 for name in ("GRU4Rec", "BERT4Rec", "NextItNet")
             ),
-            Row("LLM-SRec, no teacher", changes=WITHOUT_BOTH.changes | {"prompts.item_repr": False}),
+            Row(
+                "LLM-SRec, no teacher", changes=WITHOUT_BOTH.changes | {"prompts.item_repr": False}
+            ),
         ),
         (ORIGINAL, PERMUTED_COLUMN),
         PERMUTED,

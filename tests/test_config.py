@@ -275,7 +275,13 @@ def test_every_section_is_a_dataclass_with_a_default():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-@pytest.mark.parametrize("arg", [None, "smoke", "reference,llama-3.1-8b"])
+@pytest.mark.parametrize(
+    "arg",
+    [
+        *(None, "smoke", "reference,llama-3.1-8b", "gru4rec,collm"),
+        *(f"{word},title" for word in ("tallrec", "llara", "collm", "a_llmrec")),
+    ],
+)
 def test_config_files(path, arg):
     cfg = runpy.run_path(str(path))["get_config"](arg)
     if path.stem == "files":

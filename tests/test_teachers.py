@@ -20,7 +20,7 @@ def test_a_model_of_its_own(copy, name):
     assert len(list((copy / "teacher").iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "bert4rec"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_any_of_them_teaches(copy, name):
     """Its user and item vectors are what LLM-SRec reads and learns from; data and tokens are shared."""
     pipeline.run(tiny({**PRESETS[name], "teacher.loss": "sampled_ce"}), copy)

@@ -121,6 +121,50 @@ def test_lora_trains_goes_on_and_is_evaluated(copy, monkeypatch):
         np.testing.assert_array_equal(values, whole[name])
 
 
+READS = {"user_head", "item_head", "user_out", "item_out"}
+TRAINS = {  # words -> what trains in its last training, of leaves that differ from the first ones
+    "tallrec": READS | {"lora"},
+    "llara": READS | {"lora", "item_projector"},
+    "collm": READS | {"item_projector", "user_projector"},
+    "tallrec,title": {"lora"},
+    "llara,title": {"lora", "item_projector"},
+    "collm,title": {"item_projector", "user_projector"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", TRAINS)
+def test_rows_train_what_is_theirs_and_go_on_after_a_kill(copy, monkeypatch, words):
+    """Killed in its first training and gone on with: the parameters of a run that was not. With LLaRA's curriculum."""
+    small = {"lora.rank": 2, "llm.dtype": "fp32", "train.save_every_s": 0.0}
+    small |= {"train.curriculum": True} if words.startswith("llara") else {}
+    small |= {"train.negatives": 4} if "title" in words else {}
+    system, *task = [PRESETS[word] for word in words.split(",")]
+    cfg = tiny(system | (task[0] if task else {}) | small)
+    pipeline.run(cfg, copy, "train")
+    run = pipeline.Run(cfg, copy, Writer(copy))
+    before, whole = named(run.llm._model[1]), named(run.llm._params)
+    moved = {name.partition(".")[0] for name in whole if np.any(whole[name] != before[name])}
+    assert moved == TRAINS[words]
+    for one in filter(None, (run, run.before)):
+        shutil.rmtree(one.llm._stage.folder)
+    save, seen = Checkpoints.save, []
+
+    def third(self, step, *rest):
+        save(self, step, *rest)
+        seen.append(step)
+        if len(seen) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", third)
+        with pytest.raises(Killed):
+            pipeline.run(cfg, copy, "train")
+    pipeline.run(cfg, copy, "train")
+    for name, values in named(pipeline.Run(cfg, copy, Writer(copy)).llm._params).items():
+        np.testing.assert_array_equal(values, whole[name])
+
+
 def test_titles_alone(copy):
     """No projector of embeddings trains; an item's whole prompt is constant but for its Out token, and can be kept so."""
     cfg = {"prompts.item_repr": False, "llm.item_store": "hbm", "llm.dtype": "fp32"}

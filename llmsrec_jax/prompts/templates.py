@@ -54,6 +54,11 @@ class Template:
         """Text from the cut before a title up to its slot; braces in titles are ordinary text."""
         return self.title.replace("{title}", title)
 
+    @property
+    def between(self) -> str:
+        """Between candidates: their titles start with a space."""
+        return self.separator.rstrip()
+
     def answer(self, title: str) -> str:
         """What is asked for: a title as candidates show it."""
         return self.titled(title).removesuffix(", ")

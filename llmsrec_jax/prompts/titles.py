@@ -51,8 +51,8 @@ class TitlePrompts:
         self._tokenizer, self._slots = builder.tokenizer, int(cfg.item_repr)
         self._end = self._tokenizer.end
         (ask,) = self._tokenizer.encode_batch([self._form.ask], after_slot=True)
-        (separator,) = self._tokenizer.encode_batch([self._form.separator], after_slot=True)
-        self._ask, self._separator = np.array(ask, np.int32), len(separator)
+        (between,) = self._tokenizer.encode_batch([self._form.between], after_slot=True)
+        self._ask, self._separator = np.array(ask, np.int32), len(between)
         self._pieces, self._lock = Pieces(), threading.Lock()
         self._check(candidates)
 
@@ -197,7 +197,7 @@ class TitlePrompts:
             item, kind = divmod(code, _KINDS)
             title = self._titles[item]
             text = form.answer(title) if kind == _ANSWER else form.titled(title)
-            texts.append((form.separator if kind == _LATER else "") + text)
+            texts.append((form.between if kind == _LATER else "") + text)
         return self._tokenizer.encode_batch(texts, after_slot=True)
 
 

@@ -38,8 +38,40 @@ def texts(wording: str, item_repr: bool, user_repr: bool) -> list[str]:
             text += form.titled(title) + HISTORY_SLOT
         text += form.close + form.choose
         listed = (form.titled(TITLES[item - 1]) + HISTORY_SLOT for item in shown)
-        found.append(text + form.separator.join(listed) + form.ask)
+        found.append(text + form.between.join(listed) + form.ask)
     return found
+
+
+CHOOSE = (
+    'Choose one "Title" to recommend for this user to buy next from the following item "Title" set:'
+)
+SERIES = "his user has made a series of purchases in the following order: "
+LISTED = "[No.1 Time: 2008/05/01 Title:"
+TABLE_1 = {  # as printed: (item_repr, user_repr) -> the prompt of the first user
+    (
+        False,
+        False,
+    ): f'T{SERIES}(History Item List: {LISTED} Plain "quoted" Lamp, 40W[HistoryEmb]]). {CHOOSE}'
+    ' trailing space [HistoryEmb], Plain "quoted" Lamp, 40W[HistoryEmb], A[HistoryEmb], 1234567 digits[HistoryEmb].',
+    (
+        True,
+        False,
+    ): f'T{SERIES}(History Item List: {LISTED} Plain "quoted" Lamp, 40W, [HistoryEmb]]). {CHOOSE}'
+    ' trailing space , [HistoryEmb], Plain "quoted" Lamp, 40W, [HistoryEmb], A, [HistoryEmb], 1234567 digits, [HistoryEmb].',
+    (True, True): "This is user representation from recommendation models: [UserRep], and "
+    f't{SERIES}(History Item List: {LISTED} Plain "quoted" Lamp, 40W, [HistoryEmb]]). {CHOOSE}'
+    ' trailing space , [HistoryEmb], Plain "quoted" Lamp, 40W, [HistoryEmb], A, [HistoryEmb], 1234567 digits, [HistoryEmb].',
+}
+
+
+@pytest.mark.parametrize(("item_repr", "user_repr"), TABLE_1)
+def test_table_1(item_repr, user_repr):
+    """In (a) a slot is only where the tokenizer is cut."""
+    assert texts("paper", item_repr, user_repr)[0] == TABLE_1[item_repr, user_repr]
+    assert texts("reference", True, False)[0] == (
+        f'T{SERIES}Item No.1, Time: 2008-05-01, "Plain "quoted" Lamp, 40W"[HistoryEmb]. {CHOOSE} "trailing space "[HistoryEmb], '
+        '"Plain "quoted" Lamp, 40W"[HistoryEmb], "A"[HistoryEmb], "1234567 digits"[HistoryEmb].'
+    )
 
 
 @pytest.mark.parametrize("wording", ["reference", "paper"])
