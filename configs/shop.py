@@ -11,8 +11,8 @@ Test set, sampled ranking (1 + 99), 2,000 users, seeds 0, 1, 2; a standard error
                     hr@10                  ndcg@10                ndcg@10, cold items
   popularity        0.142  0.132  0.173    0.065  0.061  0.084    0.000  0.000  0.000
   teacher (SASRec)  0.681  0.719  0.706    0.390  0.395  0.400    0.151  0.190  0.175
-  LLM-SRec          0.730  0.768  0.750    0.387  0.400  0.398    0.245  0.326  0.265
-  its ablation      0.664  0.739  0.708    0.338  0.393  0.377    0.209  0.273  0.216
+  LLM-SRec          0.732  0.768  0.750    0.390  0.400  0.398    0.247  0.326  0.265
+  its ablation      0.666  0.739  0.708    0.340  0.393  0.377    0.211  0.273  0.216
   Bayes bound       0.919  0.917  0.915    0.675  0.666  0.658    0.742  0.721  0.705
 
 The ablation is `configs/shop.py:retrieval_only`, in the same --workdir to share data and teacher.

@@ -437,7 +437,7 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for name in ("GRU4Rec", "BERT4Rec", "NextItNet")
             ),
             Row(
-                "LLM-SRec, no teacher", changes=WITHOUT_BOTH.changes | {"prompts.item_repr": False}
+                "LLM-SRec, no teacher", changes={**WITHOUT_BOTH.changes, "prompts.item_repr": False}
             ),
         ),
         (ORIGINAL, PERMUTED_COLUMN),

@@ -239,6 +239,7 @@ class Experimenter:
             "dataset": self._dataset,
             "seeds": [*self.seeds],
             "config": config.to_dict(used),
+            "own": [n for n, value in one.changes.items() if config.subset(used, [n])[n] == value],
             "choices": {
                 choice.question: choice.answer(used)
                 for choice in map(experiments.CHOICES.__getitem__, one.choices)

@@ -54,6 +54,7 @@ def test_an_experiment_and_its_numbers(suite):
     told = load(suite, "order_suite")
     assert told["schema"] == SCHEMA and told["seeds"] == [0, 1]
     assert told["config"]["order"]["permutations"] == 5 and told["changed"] == 1.0
+    assert told["own"] == ["order.permutations"]
     assert "order.permutations=5" in told["choices"]["What is permuted at the test?"]
     assert {c["status"] for c in told["cells"]} == {"done"}
     cells = {(c["row"], c["column"]): c for c in told["cells"]}

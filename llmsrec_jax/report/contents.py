@@ -48,8 +48,8 @@ def _folders(folders: Sequence[Folder]) -> Table:
         models = dict.fromkeys(record["model"] for record in folder.records)
         source = dict.fromkeys(record.get("git", "") for record in folder.records)
         told = dict.fromkeys(found["experiment"] for found in folder.experiments)
-        parts = (models, told, filter(None, source))
-        rows.append(words(folder.name, *(", ".join(part) or "none" for part in parts)))
+        parts = ("; ".join(models), ", ".join(told), ", ".join(filter(None, source)))
+        rows.append(words(folder.name, *(part or "none" for part in parts)))
     return Table("Work folders", ["", "models", "experiments", "commit"], rows)
 
 
@@ -62,7 +62,7 @@ def _experiments(folders: Sequence[Folder]) -> list[Section]:
     apart: dict[int, dict[str, Any]] = {}
     for dataset in dict.fromkeys(found["dataset"] for found, _ in named):
         of = [found for found, _ in named if found["dataset"] == dataset]
-        unlike = provenance.differing([_counting(found.get("config", {})) for found in of])
+        unlike = provenance.differing([_counting(found) for found in of])
         apart |= {id(found): each for found, each in zip(of, unlike, strict=True)}
     return [
         experiments.section(
@@ -127,9 +127,10 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, str]:
     return found
 
 
-def _counting(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Without what changes no number."""
-    return {name: value for name, value in _flat(settings).items() if not name.startswith("mesh.")}
+def _counting(found: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of an experiment: without what changes no number, and what it always has otherwise."""
+    settings, own = _flat(found.get("config", {})), found.get("own", ())
+    return {n: value for n, value in settings.items() if n not in own and not n.startswith("mesh.")}
 
 
 def _settings(folders: Sequence[Folder]) -> list[Section]:

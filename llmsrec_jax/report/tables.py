@@ -25,6 +25,7 @@ from llmsrec_jax.schema import GREEDY
 MAIN = ("hr@10", "ndcg@10")
 ORIGINAL = {"condition": "original"}
 ALL = {"slice": "all"}
+WHO = "teacher is the CF-SRec, SASRec unless it says otherwise; llm_srec is LLM-SRec."
 
 
 def section(group: Group) -> Section:
@@ -37,7 +38,7 @@ def section(group: Group) -> Section:
     main = [row for metric in MAIN for row in pick(plain, metric=metric, **ALL)]
     sliced = [row for row in pick(plain, protocol="sampled") if row["metric"] == MAIN[1]]
     name = f"{group.dataset}-{group.split}-{'-'.join(map(str, group.seeds))}-{group.candidates}"
-    blocks: list[Block] = [Text(f"{count} users.")] * bool(users)
+    blocks: list[Block] = [Text(f"{count} users. {WHO}")] * bool(users)
     if main:
         blocks.append(quantities(group, main, "Ranking"))
     blocks += [*agreements(group), *orders(group, name)]

@@ -160,15 +160,19 @@ def test_other_candidates_and_settings_are_warned_of(folder, tmp_path):
 
 
 def test_settings_of_each_model_and_experiment(tmp_path):
-    """Of runs of other lengths in one folder: rows say so, and the settings are shown for each of them."""
+    """Of runs of other lengths in one folder: rows say so, and the settings are shown for each of them.
+
+    What an experiment always has otherwise is no news of it.
+    """
     found = [made.record("teacher", 0, 0.1, config_hash="t")]
     found += [made.record("llm_srec", 0, 0.1, config_hash=key) for key in ("a", "b")]
     folder = made.make(tmp_path / "one", found)
     used = {"t": {"seed": 0, "data.ties": "random"}}
     used |= {key: used["t"] | {"train.epochs": n} for key, n in (("a", 1), ("b", 7))}
     made.save(folder / "results.json", {"schema": 1, "records": found, "settings": used})
-    for name, epochs in (("table8", 1), ("table3", 7)):
-        one = made.experiment(name, config={"train": {"epochs": epochs}})
+    for name, epochs, orders in (("table8", 1, 0), ("table3", 7, 5)):
+        config = {"train": {"epochs": epochs}, "order": {"permutations": orders}}
+        one = made.experiment(name, config=config, own=["order.permutations"] * bool(orders))
         made.save(folder / "experiments" / f"{name}.json", one)
     report.write([folder], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
