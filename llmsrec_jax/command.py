@@ -4,6 +4,7 @@ import re
 import sys
 import textwrap
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args, get_origin
 
@@ -38,8 +39,11 @@ def fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def parse(argv: list[str], doc: str) -> list[str]:
-    """Parses the command line of the program that `doc` describes; a mistake ends it with one line that says what to do."""
+def parse(argv: list[str], doc: str, runs: Callable[[], bool] = lambda: True) -> list[str]:
+    """Parses the command line of the program that `doc` describes; a mistake ends it with one line that says what to do.
+
+    runs: whether the other flags ask for something that needs a configuration.
+    """
     if {"--help", "-help", "-h"} & set(argv):
         print(f"{doc}\nflags:\n{FLAGS.main_module_help()}\n\n--config.NAME=DEFAULT|OTHER:")
         print(render(config.Config(), legal=True))
@@ -53,11 +57,12 @@ def parse(argv: list[str], doc: str) -> list[str]:
             hint = config.closest(file, [str(path) for path in Path(file).parent.glob("*.py")])
             raise ValueError(f"--config={file}: no such file{hint}")
         rest = FLAGS(argv)
-        if not given:
+        if not given and runs():
             raise ValueError("--config is missing: try --config=configs/shop.py, or --help")
         if rest[1:]:
             raise ValueError(f"unexpected {rest[1]!r}: settings look like --config.train.lr=3e-4")
-        rules.validate(CONFIG.value)
+        if runs():
+            rules.validate(CONFIG.value)
     except Exception as error:
         if "--debug" in argv:
             raise

@@ -3,7 +3,7 @@
   python -m llmsrec_jax.main --config=configs/shop.py
   python -m llmsrec_jax.main --config=configs/files.py:smoke --config.train.lr=3e-4 --workdir=runs/mine
   python -m llmsrec_jax.main --config=configs/shop.py --mode=reproduce --experiment=order_suite --seeds=0,1,2
-  python -m llmsrec_jax.main --config=configs/shop.py --mode=report
+  python -m llmsrec_jax.main --mode=report --workdir=runs/shop
 
 Running a command again skips what is finished and resumes what was interrupted.
 """
@@ -30,13 +30,15 @@ _ROWS = flags.DEFINE_string(
 )
 _DRY = flags.DEFINE_bool("dry-run", False, "of --mode=reproduce: only say what would run")
 _FOLDERS = flags.DEFINE_list("folders", None, "of --mode=report: DIR,..; default --workdir")
-parse = partial(command.parse, doc=str(__doc__))
+parse = partial(command.parse, doc=str(__doc__), runs=lambda: _MODE.value != "report")
 
 
 def _check() -> None:
     """Raises ValueError: flags that do not go together."""
     if _FOLDERS.present and _MODE.value != "report":
         raise ValueError("--folders needs --mode=report")
+    if not (_WORKDIR.present or command.CONFIG.present):
+        raise ValueError("--mode=report needs --workdir=DIR, or the --config=FILE.py of the runs")
     given = _EXPERIMENT.present or _SEEDS.present or _ROWS.present or _DRY.present
     if given and _MODE.value != "reproduce":
         raise ValueError("--experiment, --seeds, --rows and --dry-run need --mode=reproduce")

@@ -25,10 +25,12 @@ from llmsrec_jax import (
     rules,
 )
 from llmsrec_jax.checkpoint import write_json
+from llmsrec_jax.data import splits
 from llmsrec_jax.experiments import ALONE, TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
 from llmsrec_jax.schema import SCHEMA
+from llmsrec_jax.stages.transfer import elsewhere
 from llmsrec_jax.statistics import (
     FEWEST_SEEDS,
     LEVEL,
@@ -279,11 +281,10 @@ class Experimenter:
     @property
     def _dataset(self) -> str:
         """What the numbers are of, for a person."""
-        data, there = self.cfg.data, self.cfg.transfer
-        here = data.name or data.source
+        here, there = splits.called(self.cfg.data), elsewhere(self.cfg)
         if self.experiment.kind != TRANSFER:
             return here
-        return f"{here} -> {there.name or there.category or Path(there.files.interactions).name}"
+        return f"{here} -> {'' if there is None else splits.called(there.data)}"
 
     def _of(self, row: Row, column: Column) -> list[Cell]:
         return [c for c in self.cells if c.row is row and c.column is column]

@@ -77,6 +77,8 @@ FILES = {
             [f"--config={SHOP}", "--mode=reproduce", "--experiment=table8", "--rows=LLM-SREK"],
             "there is no row 'llm-srek' (did you mean llm-srec?); this experiment has: ",
         ),
+        (["--mode=report"], "--mode=report needs --workdir=DIR, or the --config=FILE.py of the"),
+        (["--mode=report", "--workdir=gone"], "gone: no such folder"),
         ([f"--config={SHOP}", "--dry-run"], "--rows and --dry-run need --mode=reproduce"),
         ([f"--config={SHOP}", "--config.data.ties=fil"], "data.ties='fil': must be one of random"),
         ([f"--config={SHOP}", "--config.evaluate.ks=1,5"], "10 is not in evaluate.ks=(1, 5)"),

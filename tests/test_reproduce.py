@@ -366,6 +366,7 @@ def test_data_that_cannot_answer(tmp_path, items, time, why):
     cells = {(c["row"], c["column"]): c for c in load(tmp_path / "run", "fig1")["cells"]}
     lost = cells["SASRec", "original"]
     assert lost["status"] == "not run" and re.search(why, lost["why"])
+    assert load(tmp_path / "run", "fig1")["dataset"] == tmp_path.name
     assert cells["LLM-SRec", "original"]["status"] == "not run"
 
 

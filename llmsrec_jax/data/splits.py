@@ -240,7 +240,7 @@ def _number(catalog, interactions, rows, part, cfg) -> Dataset:
     lengths = np.bincount(user[part == 0], minlength=len(user_order))
     train = UserSequences(offsets_of(lengths), item[part == 0], time[part == 0])
     return Dataset(
-        cfg.name or _own_name(cfg),
+        called(cfg),
         catalog.take(item_order),
         interactions.user_keys[user_order],
         train,
@@ -259,11 +259,11 @@ def _orders(catalog, interactions, rows, part, cfg) -> tuple[np.ndarray, np.ndar
     return users, appearance[np.sort(first)]  # raw user rows are in order of first appearance
 
 
-def _own_name(cfg: config.Data) -> str:
-    """The folder of the user's files, the category, or the source."""
+def called(cfg: config.Data) -> str:
+    """The name of a dataset: its own, or the folder of the user's files, the category, or the source."""
     if cfg.source == "files":
-        return Path(cfg.files.interactions).absolute().parent.name
-    return cfg.category if cfg.source == "amazon" else cfg.source
+        return cfg.name or Path(cfg.files.interactions).absolute().parent.name
+    return cfg.name or (cfg.category if cfg.source == "amazon" else cfg.source)
 
 
 def _check(split: str) -> None:
