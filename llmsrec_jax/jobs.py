@@ -68,6 +68,7 @@ class Judged:
     def __init__(self, run: pipeline.Run, with_llm: bool):
         self.run, self.with_llm = run, with_llm
         self.judgement = run.judgement if with_llm else run.teacher_judgement
+        self._data = run.data
         self.title = "LLM-SRec" if with_llm else "CF-SRec"
 
     @property
@@ -117,6 +118,11 @@ class Judged:
             return None
         return values[self.outcomes.slices[column.slice]]
 
+    def users(self, column: Column) -> np.ndarray:
+        """Names of the test users whose values `per_user` has."""
+        rows = self.outcomes.users[self.outcomes.slices[column.slice]]
+        return self._data.dataset.user_keys[rows]
+
     def training(self, row: Row) -> str:
         """What trained the model of a row: two of different trainings differ by a chance that users do not show."""
         stages = {"teacher": ("teacher", TEACHER), "llm_srec": ("checkpoints", TRAIN)}
@@ -149,7 +155,7 @@ class Transferred(Judged):
                 "no other dataset is named: set transfer.category, or transfer.files.interactions and "
                 "transfer.files.items"
             )
-        self.judgement = self._transfer.judgement
+        self.judgement, self._data = self._transfer.judgement, self._transfer.data
 
     def operations(self) -> estimate.Operations | None:
         home = super().operations()

@@ -346,20 +346,20 @@ class Experimenter:
             ]
         each, overall = [], []
         for who, what, first, second in pairs:
-            found: list[tuple[int, Difference]] = []
+            found: list[tuple[int, Difference, np.ndarray]] = []
             for a, b in zip(self._of(*first), self._of(*second), strict=True):
-                if told := self._difference(a, b):
-                    found.append((a.seed, told))
+                if isinstance(a.job, Judged) and (told := self._difference(a, b)):
+                    found.append((a.seed, told, a.job.users(a.column)))
             if not found:
                 continue
             about = {"row": who, "what": what, "trainings": self._trainings(first, second)}
             about |= {"metric": second[1].metric, "protocol": second[1].protocol}
-            for seed, told in found:
+            for seed, told, _ in found:
                 words = of_one_pair(told) if about["trainings"] > 1 else told.words()
                 each.append(about | {"seed": seed, "difference": told._asdict(), "words": words})
             if len(found) >= FEWEST_SEEDS:
-                seeds, differences = zip(*found, strict=True)
-                told = over_seeds(differences)
+                seeds, differences, users = zip(*found, strict=True)
+                told = over_seeds(differences, users)
                 words = {"difference": told._asdict(), "words": told.words()}
                 overall.append(about | {"seeds": seeds} | words)
         return each, overall

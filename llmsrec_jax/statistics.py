@@ -99,12 +99,19 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = DR
     )
 
 
-def over_seeds(each: Sequence[Difference]) -> Difference:
+def shared(users: Sequence[np.ndarray]) -> np.ndarray:
+    """float [n, n]: which share of their users two seeds have in common; users: their names, each once."""
+    share = lambda a, b: len(np.intersect1d(a, b, assume_unique=True)) / (len(a) * len(b)) ** 0.5
+    return np.array([[share(a, b) for b in users] for a in users])
+
+
+def over_seeds(each: Sequence[Difference], users: Sequence[np.ndarray] = ()) -> Difference:
     """Of the mean over seeds, each of which has trainings, candidates and perhaps users of its own.
 
-    Its variance is that of a mean over seeds plus the mean one over the users of a seed, since seeds may share their users,
-    which their spread then does not show; where they do not share them, users count twice: fewer false alarms than
-    LEVEL. Student's t with the degrees of freedom of such a sum (Welch and Satterthwaite).
+    users: names of the users of each seed; () = they are the same. The variance is that of a mean over seeds, plus that of a
+    mean over their users, of which those of several seeds count as equal in all of them: the spread over seeds does not
+    show these. It does show the others, who therefore count twice: fewer false alarms than LEVEL. Student's t with the
+    degrees of freedom of such a sum (Welch and Satterthwaite).
 
     Raises:
       ValueError: fewer than FEWEST_SEEDS.
@@ -112,20 +119,21 @@ def over_seeds(each: Sequence[Difference]) -> Difference:
     n = len(each)
     if n < FEWEST_SEEDS:
         raise ValueError(f"{n} seeds: at least {FEWEST_SEEDS} show how far trainings differ")
-    a, b, change, low, high, _, relative, _, users = np.array(each, np.float64).T
-    of_seeds = float(change.var(ddof=1)) / n
-    variance = of_seeds + float(np.mean((high - low) ** 2)) / (2 * NORMAL) ** 2
+    a, b, change, low, high, _, relative, _, number = np.array(each, np.float64).T
+    of_seeds, se_of_users = float(change.var(ddof=1)) / n, (high - low) / (2 * NORMAL)
+    common = shared(users) if len(users) else np.ones((n, n))
+    variance = of_seeds + float(se_of_users @ common @ se_of_users) / n**2
     mean, se = float(change.mean()), variance**0.5
     # of so many degrees of freedom it is normal for all that matters
     free = min((n - 1) * (variance / of_seeds) ** 2, MANY) if of_seeds else MANY
     p = two_sided(abs(mean) / se, free) if se else 1.0 if mean == 0 else 0.0
-    p = max(p, 2.0 ** (1 - users.sum()))  # as in `paired`
+    p = max(p, 2.0 ** (1 - number.sum()))  # as in `paired`
     reach, first = quantile(free) * se, float(a.mean())
     known = np.isfinite(relative).all() and first > 0
     return Difference(
         *(first, float(b.mean()), mean, mean - reach, mean + reach, min(p, 1.0)),
         *((mean / first, se / first) if known else (float("nan"), float("nan"))),
-        int(users.min()),
+        int(number.min()),
     )
 
 
