@@ -1,7 +1,7 @@
 """LLM-SRec in miniature, for tests that need more than a dataset."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from flax import nnx
 
 from llmsrec_jax import config, results
 from llmsrec_jax.batch import HISTORY, ITEM_OUT, USER_OUT, Grid, PromptBatch
+from llmsrec_jax.data import orders
+from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
 from llmsrec_jax.llama import config as llama_config
@@ -129,6 +131,18 @@ def system(changes: dict[str, Any] | None = None, **sizes: int) -> System:
         llm4rec.Frozen(llama_state, jnp.asarray(draw(made.catalog.size))),
         draw(len(made.train.items)),
     )
+
+
+def move_only_the_first(monkeypatch) -> None:
+    """Orders in which the first user's items move, and nobody else's."""
+    shuffle = orders.shuffle
+
+    def of_one(histories: UserSequences, users: np.ndarray, *rest: Any) -> UserSequences:
+        permuted = shuffle(histories, users, *rest)
+        items = np.where(histories.rows > 0, histories.items, permuted.items)
+        return replace(permuted, items=items)
+
+    monkeypatch.setattr(orders, "shuffle", of_one)
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from llmsrec_jax import config, pipeline, train
 from llmsrec_jax.data import orders
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.writer import Writer
-from tests.systems import records, tiny
+from tests.systems import move_only_the_first, records, tiny
 
 
 def test_nothing_to_permute_is_found_before_anything_trains(tmp_path):
@@ -56,15 +56,7 @@ def test_histories_in_another_order(copy, finished, capsys, monkeypatch):
 
 def test_the_identity_changes_nothing(copy, monkeypatch):
     """Of an order in which only the first user's items move, all others keep ranks and vectors to the bit."""
-    shuffle = orders.shuffle
-
-    def of_one(histories, users, *rest):
-        permuted = shuffle(histories, users, *rest)
-        return replace(
-            permuted, items=np.where(histories.rows > 0, histories.items, permuted.items)
-        )
-
-    monkeypatch.setattr(orders, "shuffle", of_one)
+    move_only_the_first(monkeypatch)
     cfg = pipeline.settled(tiny({"order.permutations": 1}))
     pipeline.run(cfg, copy, "evaluate")
     judgement = pipeline.Run(cfg, copy, Writer(copy)).judgement

@@ -19,7 +19,7 @@ from llmsrec_jax.stages.titles import TitleRec
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer
 from tests.factories import files, random_dataset
-from tests.systems import named, records, tiny
+from tests.systems import move_only_the_first, named, records, tiny
 
 TITLE = {
     **PRESETS["tallrec"],
@@ -135,16 +135,9 @@ def test_scores_do_not_depend_on_the_batch(folder, tmp_path):
 
 def test_histories_that_stay_keep_their_scores(folder, tmp_path, monkeypatch):
     """Another batch reads them beside those that move: the identity changes nothing."""
-    shuffle, copy = orders.shuffle, tmp_path / "copy"
+    copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-
-    def of_one(histories, users, *rest):
-        permuted = shuffle(histories, users, *rest)
-        return replace(
-            permuted, items=np.where(histories.rows > 0, histories.items, permuted.items)
-        )
-
-    monkeypatch.setattr(orders, "shuffle", of_one)
+    move_only_the_first(monkeypatch)
     again = settings(order__scope="window")  # an order that is not stored yet
     pipeline.run(again, copy, "evaluate")
     judged = opened(copy, order__scope="window").llm.judged()

@@ -19,6 +19,23 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
+def train_with_a_kill(cfg, folder, monkeypatch) -> None:
+    """Trains up to the third checkpoint, and from there."""
+    save, seen = Checkpoints.save, []
+
+    def third(self, step, *rest):
+        save(self, step, *rest)
+        seen.append(step)
+        if len(seen) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", third)
+        with pytest.raises(Killed):
+            pipeline.run(cfg, folder, "train")
+    pipeline.run(cfg, folder, "train")
+
+
 def test_every_position_is_a_target(copy, finished):
     """Of at most so many users; on the same data, teacher and tokens, with steps in proportion to their samples."""
     pipeline.run(tiny({"train.targets": "all", "train.max_users": 50}), copy, "train")
@@ -104,19 +121,7 @@ def test_lora_trains_goes_on_and_is_evaluated(copy, monkeypatch):
     assert np.any(whole["lora.b.q"]) and whole["lora.a.v"].shape == (3, 32, 2)
     assert not [name for name in whole if name.startswith("layers")]
     shutil.rmtree(run().llm._stage.folder)
-    save, seen = Checkpoints.save, []
-
-    def once(self, step, *rest):
-        save(self, step, *rest)
-        seen.append(step)
-        if len(seen) == 3:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", once)
-        with pytest.raises(Killed):
-            pipeline.run(cfg, copy, "train")
-    pipeline.run(cfg, copy, "train")
+    train_with_a_kill(cfg, copy, monkeypatch)
     for name, values in named(run().llm._params).items():
         np.testing.assert_array_equal(values, whole[name])
 
@@ -148,19 +153,7 @@ def test_rows_train_what_is_theirs_and_go_on_after_a_kill(copy, monkeypatch, wor
     assert moved == TRAINS[words]
     for one in filter(None, (run, run.before)):
         shutil.rmtree(one.llm._stage.folder)
-    save, seen = Checkpoints.save, []
-
-    def third(self, step, *rest):
-        save(self, step, *rest)
-        seen.append(step)
-        if len(seen) == 3:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", third)
-        with pytest.raises(Killed):
-            pipeline.run(cfg, copy, "train")
-    pipeline.run(cfg, copy, "train")
+    train_with_a_kill(cfg, copy, monkeypatch)
     for name, values in named(pipeline.Run(cfg, copy, Writer(copy)).llm._params).items():
         np.testing.assert_array_equal(values, whole[name])
 
