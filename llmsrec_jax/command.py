@@ -39,10 +39,10 @@ def fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def parse(argv: list[str], doc: str, runs: Callable[[], bool] = lambda: True) -> list[str]:
+def parse(argv: list[str], doc: str, needs_config: Callable[[], bool] = lambda: True) -> list[str]:
     """Parses the command line of the program that `doc` describes; a mistake ends it with one line that says what to do.
 
-    runs: whether the other flags ask for something that needs a configuration.
+    needs_config: whether the other flags ask for something that is configured.
     """
     if {"--help", "-help", "-h"} & set(argv):
         print(f"{doc}\nflags:\n{FLAGS.main_module_help()}\n\n--config.NAME=DEFAULT|OTHER:")
@@ -57,11 +57,11 @@ def parse(argv: list[str], doc: str, runs: Callable[[], bool] = lambda: True) ->
             hint = config.closest(file, [str(path) for path in Path(file).parent.glob("*.py")])
             raise ValueError(f"--config={file}: no such file{hint}")
         rest = FLAGS(argv)
-        if not given and runs():
+        if not given and needs_config():
             raise ValueError("--config is missing: try --config=configs/shop.py, or --help")
         if rest[1:]:
             raise ValueError(f"unexpected {rest[1]!r}: settings look like --config.train.lr=3e-4")
-        if runs():
+        if needs_config():
             rules.validate(CONFIG.value)
     except Exception as error:
         if "--debug" in argv:

@@ -428,22 +428,23 @@ EXPERIMENTS: dict[str, Experiment] = {
         choices=("targets", "shuffled training"),
     ),
     "teachers": Experiment(
-        "LLM-SRec with other teachers and without one, tested on original and on shuffled histories, NDCG@10",
+        "LLM-SRec with other teachers, and titles alone without any, tested on original and on shuffled histories, NDCG@10",
         "beside the paper",
         (
-            LLM_SREC,
+            Row("LLM-SRec, SASRec", changes={"teacher.model": "sasrec"}),
             *(
                 Row(f"LLM-SRec, {name}", changes=PRESETS[name.lower()])
                 for name in ("GRU4Rec", "BERT4Rec", "NextItNet")
             ),
             Row(
-                "LLM-SRec, no teacher", changes={**WITHOUT_BOTH.changes, "prompts.item_repr": False}
+                "titles only, no teacher and no uniformity",
+                changes={**WITHOUT_BOTH.changes, "prompts.item_repr": False},
             ),
         ),
         (ORIGINAL, PERMUTED_COLUMN),
         PERMUTED,
         compare=(("original", "shuffled histories"),),
-        against="LLM-SRec",
+        against="LLM-SRec, SASRec",
         figure="bars",
         choices=("shuffled histories",),
     ),
@@ -525,12 +526,12 @@ def has(row: Row, column: Column) -> bool:
     return column.protocol != GREEDY or row.model == LLM_SREC.model
 
 
-def shared(cfg: config.Config, experiment: Experiment) -> Changes:
-    """What every cell changes, but for columns and rows; so many permutations as the configuration asks for stay."""
+def common_changes(cfg: config.Config, experiment: Experiment) -> Changes:
+    """What every cell changes, besides its column and row; as many permutations as the configuration asks for stay."""
     asked = cfg.order.permutations
     return {**experiment.changes, **({"order.permutations": asked} if asked else {})}
 
 
 def cell(cfg: config.Config, experiment: Experiment, row: Row, column: Column) -> config.Config:
     """The configuration of one cell."""
-    return config.switch(cfg, {**shared(cfg, experiment), **column.changes, **row.changes})
+    return config.switch(cfg, {**common_changes(cfg, experiment), **column.changes, **row.changes})

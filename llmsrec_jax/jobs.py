@@ -33,7 +33,7 @@ class Found(NamedTuple):
     """What a job says of a cell."""
 
     value: float
-    se: float | None  # over users; None where it is no mean over them
+    se: float | None  # over users; None where it is no mean over them, or over a single one
     users: int
 
 
@@ -68,7 +68,6 @@ class Judged:
     def __init__(self, run: pipeline.Run, with_llm: bool):
         self.run, self.with_llm = run, with_llm
         self.judgement = run.judgement if with_llm else run.teacher_judgement
-        self._data = run.data
         self.title = "LLM-SRec" if with_llm else "CF-SRec"
 
     @property
@@ -114,14 +113,14 @@ class Judged:
             return self._alone(row)
         parts = column.protocol, column.condition, self.run.work.cfg.evaluate
         values = self.outcomes.models[row.model].values(*parts).get(self._metric(row, column))
-        if values is None or np.isnan(values).any():  # some users are not counted
+        mask = self.outcomes.slices.get(column.slice)
+        if values is None or mask is None or np.isnan(values).any():  # some users are not counted
             return None
-        return values[self.outcomes.slices[column.slice]]
+        return values[mask]
 
     def users(self, column: Column) -> np.ndarray:
-        """Names of the test users whose values `per_user` has."""
-        rows = self.outcomes.users[self.outcomes.slices[column.slice]]
-        return self._data.dataset.user_keys[rows]
+        """Who they are whose values `per_user` has, str [n]."""
+        return self.outcomes.people[self.outcomes.slices[column.slice]]
 
     def training(self, row: Row) -> str:
         """What trained the model of a row: two of different trainings differ by a chance that users do not show."""
@@ -155,7 +154,7 @@ class Transferred(Judged):
                 "no other dataset is named: set transfer.category, or transfer.files.interactions and "
                 "transfer.files.items"
             )
-        self.judgement, self._data = self._transfer.judgement, self._transfer.data
+        self.judgement = self._transfer.judgement
 
     def operations(self) -> estimate.Operations | None:
         home = super().operations()

@@ -17,7 +17,7 @@ CANDIDATES = {  # split -> fields of its candidates
 }
 ORDERS = {  # what is permuted -> fields of its order
     "train": (*DATA, "order.train"),
-    "test": (*CANDIDATES["test"], "order.scope", "prompts.history_len"),
+    "test": (*DATA, "evaluate.max_users", "order.scope", "prompts.history_len"),
 }
 TEACHER = (*CANDIDATES["valid"], "order.train", "teacher", "evaluate.ties")
 TOKENS = (

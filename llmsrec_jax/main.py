@@ -30,7 +30,7 @@ _ROWS = flags.DEFINE_string(
 )
 _DRY = flags.DEFINE_bool("dry-run", False, "of --mode=reproduce: only say what would run")
 _FOLDERS = flags.DEFINE_list("folders", None, "of --mode=report: DIR,..; default --workdir")
-parse = partial(command.parse, doc=str(__doc__), runs=lambda: _MODE.value != "report")
+parse = partial(command.parse, doc=str(__doc__), needs_config=lambda: _MODE.value != "report")
 
 
 def _check() -> None:
@@ -38,7 +38,9 @@ def _check() -> None:
     if _FOLDERS.present and _MODE.value != "report":
         raise ValueError("--folders needs --mode=report")
     if not (_WORKDIR.present or command.CONFIG.present):
-        raise ValueError("--mode=report needs --workdir=DIR, or the --config=FILE.py of the runs")
+        raise ValueError(
+            "--mode=report needs --workdir=DIR, for its page and what it is of, or the --config=FILE.py of the runs"
+        )
     given = _EXPERIMENT.present or _SEEDS.present or _ROWS.present or _DRY.present
     if given and _MODE.value != "reproduce":
         raise ValueError("--experiment, --seeds, --rows and --dry-run need --mode=reproduce")

@@ -42,6 +42,6 @@ def metric(
 
 
 def mean_and_se(values: np.ndarray) -> tuple[float, float | None]:
-    """Mean over users and its standard error, which a single user does not tell."""
+    """Mean over users and its standard error; None for that of a single user."""
     n = len(values)
     return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else None

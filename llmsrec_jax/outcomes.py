@@ -51,6 +51,7 @@ class Outcomes:
     """Of all models of one run, for the same users and candidates."""
 
     users: np.ndarray  # int32 [U], rows of the dataset
+    people: np.ndarray  # str [U], who they are, whichever seed drew them
     candidates: str  # their hash
     slices: dict[str, np.ndarray]  # bool [U] each
     models: dict[str, Outcome]
@@ -93,7 +94,8 @@ class Outcomes:
 
     def save(self, path: Path) -> None:
         """One .npz."""
-        arrays = {"users": self.users, "candidates": np.array(self.candidates)}
+        arrays = {"users": self.users, "people": self.people}
+        arrays["candidates"] = np.array(self.candidates)
         arrays |= {f"slices/{name}": mask for name, mask in self.slices.items()}
         for name, one in self.models.items():
             arrays |= {f"ranks/{name}/{p}": np.stack(c) for p, c in one.ranks.items()}
@@ -124,7 +126,8 @@ class Outcomes:
             )
             for name, top in under("top/").items()
         }
-        return cls(arrays["users"], str(arrays["candidates"]), under("slices/"), models)
+        who = arrays["users"], arrays["people"]
+        return cls(*who, str(arrays["candidates"]), under("slices/"), models)
 
 
 def lists(dataset: Dataset, users: np.ndarray, top: np.ndarray) -> tuple[Values, float]:

@@ -1,6 +1,7 @@
 """What rows of one table were made with, and which settings tell them apart: no row stands beside another one silently."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,33 +24,30 @@ def _told(name: str, value: Any) -> bool:
     return words is None or value in words
 
 
-def _of_systems(row: Settings) -> set[str]:
-    """The settings that make a row the system that a word names; results.json holds lists, and nothing of what is not there."""
-    presets = [PRESETS[word] for word in NAMED]
-    same = lambda name, value: _plain(row.get(name, value)) == _plain(value)
-    return {name for one in presets if all(same(*item) for item in one.items()) for name in one}
+def _promised(model: str) -> dict[str, Any]:
+    """The settings that the name of a model tells: those of the systems it names."""
+    named = [PRESETS[word] for word in re.split("[ ,]+", model) if word in NAMED]
+    return {name: value for one in named for name, value in one.items()}
 
 
 def differing(rows: Sequence[Settings], models: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Of every row the settings that differ among the rows that have them.
+    """Of every row the settings that differ among the rows that have them, or from what the row's name (`models`) tells.
 
-    Not the seed, which every table tells, nor what the name of a model tells: of a system all that makes it one, unless other
-    rows of the same name (`models`) have it otherwise.
+    Not the seed, which every table tells, nor what that name tells.
     """
-    told: dict[str, set[str]] = {}
-    for model, row in zip(models, rows, strict=bool(models)):
-        known = _of_systems(row)
-        told[model] = told.get(model, known) & known
-    silent = [{"seed", *told.get(model, ())} for model in models or [""] * len(rows)]
-    untold = [
-        {n: value for n, value in row.items() if n not in quiet and not _told(n, value)}
-        for row, quiet in zip(rows, silent, strict=True)
-    ]
-    values: dict[str, set[str]] = {}
-    for row in untold:
-        for name, value in row.items():
+    promised = [_promised(model) for model in models or [""] * len(rows)]
+    untold, values, odd = [], dict[str, set[str]](), set[str]()
+    for row, usual in zip(rows, promised, strict=True):
+        kept = {
+            name: _plain(value) == _plain(row.get(name, value)) for name, value in usual.items()
+        }
+        odd |= {name for name, same in kept.items() if not same}
+        told = {"seed", *(name for name, same in kept.items() if same)}
+        told |= {name for name, value in row.items() if _told(name, value)}
+        untold.append({name: value for name, value in row.items() if name not in told})
+        for name, value in untold[-1].items():
             values.setdefault(name, set()).add(json.dumps(value))
-    apart = [name for name, each in values.items() if len(each) > 1]
+    apart = [name for name, each in values.items() if len(each) > 1 or name in odd]
     return [{name: row[name] for name in apart if name in row} for row in untold]
 
 

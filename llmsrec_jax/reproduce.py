@@ -29,7 +29,7 @@ from llmsrec_jax.data import splits
 from llmsrec_jax.experiments import ALONE, TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
-from llmsrec_jax.schema import SCHEMA
+from llmsrec_jax.schema import HIT_VALID, SCHEMA
 from llmsrec_jax.stages.transfer import elsewhere
 from llmsrec_jax.statistics import (
     FEWEST_SEEDS,
@@ -38,6 +38,7 @@ from llmsrec_jax.statistics import (
     Difference,
     of_one_pair,
     over_seeds,
+    overlap,
     paired,
 )
 from llmsrec_jax.writer import Writer, table
@@ -69,14 +70,16 @@ def _absent(cell: Cell) -> str:
     """Why a finished run does not have this number."""
     column, job = cell.column, cell.job
     if isinstance(job, Judged) and column.slice != "all":
-        masks, of = job.outcomes.slices, job.run.work.cfg.data
-        if column.slice not in masks:
+        mask, of = job.outcomes.slices.get(column.slice), job.run.work.cfg.data
+        if mask is None and not job.run.data.ordered:
             return f"all timestamps of every user are equal (data.ties={of.ties}): nobody's transitions are known"
-        if not masks[column.slice].any():
+        if mask is not None and not mask.any():
             return (
                 f"none of the {len(job.outcomes.users)} test users is in the slice {column.slice}: "
                 "it takes more of them (evaluate.max_users) or another share (slices)"
             )
+    if column.metric == HIT_VALID:
+        return f"{cell.row.name}: no answer is valid"
     return f"{cell.row.name}: there is no {column.metric} of {column.slice} test users"
 
 
@@ -107,6 +110,7 @@ class Experimenter:
         self.cfg, self.seeds, self.workdir, self.writer = cfg, seeds, workdir, out
         self._jobs: dict[str, Job] = {}
         self._compared: dict[tuple[tuple[str, str, int], ...], Difference] = {}
+        self._common: dict[tuple[str, ...], np.ndarray] = {}
         self._why: dict[int, str] = {}  # id of a job -> why it could not be done
         self.cells = [
             self._cell(row, column, seed)
@@ -217,8 +221,9 @@ class Experimenter:
         if told:
             self.writer.say(self.report(told))
         if not any(job.finished for job in self.jobs):
-            whys = [why for why in (*self._why.values(), *self._reasons()) if why != LEFT_OUT]
-            raise ValueError(f"nothing of {self.name} can be run here: {whys[0]}")
+            asked = [cell for cell in self.cells if cell.row.name in self._rows]
+            whys = (self._why.get(id(cell.job), cell.why) for cell in asked)
+            raise ValueError(f"nothing of {self.name} can be run here: {next(filter(None, whys))}")
 
     def save(self) -> dict[str, Any] | None:
         """Writes experiments/NAME.json; returns what is in it, None on other processes than the first."""
@@ -231,7 +236,7 @@ class Experimenter:
     def result(self) -> dict[str, Any]:
         """All cells so far, with the paper's values, differences and histograms; JSON-ready."""
         one = self.experiment
-        used = config.apply(self.cfg, experiments.shared(self.cfg, one))
+        used = config.apply(self.cfg, experiments.common_changes(self.cfg, one))
         differences, overall = self._differences()
         return {
             "schema": SCHEMA,
@@ -291,13 +296,13 @@ class Experimenter:
 
     def _told(self, row: Row, column: Column, number: int) -> dict[str, Any]:
         """One cell over all seeds."""
-        values, why, status = [], "", MISSING if row.missing else OPEN
+        values, why, status = [], "", OPEN
         for cell in self._of(row, column):
             found = None
             if cell.job is None:
-                why = cell.why
+                why, status = cell.why, MISSING if row.missing else OPEN
             elif not cell.job.finished:
-                why = self._why.get(id(cell.job), "the run is not finished")
+                why, status = self._why.get(id(cell.job), "the run is not finished"), OPEN
             else:
                 found = cell.job.find(row, column)
                 why, status = "" if found else _absent(cell), EMPTY
@@ -346,23 +351,32 @@ class Experimenter:
             ]
         each, overall = [], []
         for who, what, first, second in pairs:
-            found: list[tuple[int, Difference, np.ndarray]] = []
+            found: list[tuple[Cell, Difference]] = []
             for a, b in zip(self._of(*first), self._of(*second), strict=True):
-                if isinstance(a.job, Judged) and (told := self._difference(a, b)):
-                    found.append((a.seed, told, a.job.users(a.column)))
+                if told := self._difference(a, b):
+                    found.append((a, told))
             if not found:
                 continue
             about = {"row": who, "what": what, "trainings": self._trainings(first, second)}
             about |= {"metric": second[1].metric, "protocol": second[1].protocol}
-            for seed, told, _ in found:
+            for a, told in found:
                 words = of_one_pair(told) if about["trainings"] > 1 else told.words()
-                each.append(about | {"seed": seed, "difference": told._asdict(), "words": words})
+                each.append(about | {"seed": a.seed, "difference": told._asdict(), "words": words})
             if len(found) >= FEWEST_SEEDS:
-                seeds, differences, users = zip(*found, strict=True)
-                told = over_seeds(differences, users)
+                cells, differences = zip(*found, strict=True)
+                told = over_seeds(differences, self._overlap(cells))
                 words = {"difference": told._asdict(), "words": told.words()}
-                overall.append(about | {"seeds": seeds} | words)
+                overall.append(about | {"seeds": tuple(cell.seed for cell in cells)} | words)
         return each, overall
+
+    def _overlap(self, cells: Sequence[Cell]) -> np.ndarray:
+        """Of the users of a cell of every seed, found once for all cells of the same users."""
+        jobs = [cell.job for cell in cells if isinstance(cell.job, Judged)]
+        column = cells[0].column
+        place = column.slice, *(job.outcomes.candidates for job in jobs)
+        if place not in self._common:
+            self._common[place] = overlap([job.users(column) for job in jobs])
+        return self._common[place]
 
     def _trainings(self, first: tuple[Row, Column], second: tuple[Row, Column]) -> int:
         """1: both numbers are of one trained model; 2: of two, which would differ by chance too."""

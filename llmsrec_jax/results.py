@@ -30,7 +30,7 @@ Name = tuple[Any, ...]  # of a row of a table: a model, what stands beside it, i
 SHOWN = ("hr@10", "ndcg@10")
 # what every model's numbers depend on
 EVALUATION = (
-    *("evaluate.negatives", "evaluate.sampling", "evaluate.max_users"),
+    *("evaluate.negatives", "evaluate.sampling"),
     *("evaluate.ties", "evaluate.mask_seen", "evaluate.score", "slices"),
 )
 SLICED, LISTS, CHOSEN = TABLES = (
@@ -181,7 +181,7 @@ def tables(rows: list[Record], like: Record, used: dict[str, Settings]) -> str:
     rows.sort(key=lambda row: (row["seed"], PLACE.get(row["model"], 0)))
     users = next(row["users"] for row in rows if row["slice"] == "all")
     number = used.get(like["config_hash"], {}).get("evaluate.negatives")
-    among = "" if number is None else f", 1 + {number} candidates"
+    among = "" if number is None else f", sampled: 1 + {number}"
     first = f"test set of {dataset}, {users} users{among}, mean ± standard error"
     found: dict[str, dict[Name, dict[str, str]]] = {title: {} for title in (first, *TABLES)}
     for row in rows:

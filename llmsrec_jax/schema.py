@@ -38,9 +38,8 @@ TOLD_BY_NAME: dict[
 # metrics of title generation (E1): whether greedy decoding over the whole vocabulary writes a candidate's title; HR@1 of what
 # it writes, and the same over the users for whom it does; HR@1 of greedy decoding within the candidates' titles
 GREEDY = "greedy decoding"  # stands for the protocol where nothing is ranked
-VALID, HIT_FREE, HIT_VALID, HIT_CONSTRAINED = WRITTEN = (
-    *("valid@1", "hr_free@1", "hr_of_valid@1", "hr_constrained@1"),
-)
+WRITTEN = ("valid@1", "hr_free@1", "hr_of_valid@1", "hr_constrained@1")
+VALID, HIT_FREE, HIT_VALID, HIT_CONSTRAINED = WRITTEN
 BEYOND = ("coverage", "novelty", "serendipity", "popularity_lift")  # metrics beyond accuracy (E24)
 # metrics (E9): how alike the vector that ranks stays, and the hidden state that it is made of
 COSINE, COSINE_HIDDEN = "cosine", "cosine_hidden"

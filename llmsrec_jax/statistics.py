@@ -4,6 +4,7 @@ Users are the only source of chance in one seed; trainings are another one, whic
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -99,16 +100,19 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = DR
     )
 
 
-def shared(users: Sequence[np.ndarray]) -> np.ndarray:
-    """float [n, n]: which share of their users two seeds have in common; users: their names, each once."""
-    share = lambda a, b: len(np.intersect1d(a, b, assume_unique=True)) / (len(a) * len(b)) ** 0.5
-    return np.array([[share(a, b) for b in users] for a in users])
+def overlap(people: Sequence[np.ndarray]) -> np.ndarray:
+    """float [n, n]: which share of their users (names [U] each, every one once) two seeds have in common."""
+    found = np.eye(len(people))
+    for i, j in combinations(range(len(people)), 2):
+        both = len(np.intersect1d(people[i], people[j], assume_unique=True))
+        found[i, j] = found[j, i] = both / (len(people[i]) * len(people[j])) ** 0.5
+    return found
 
 
-def over_seeds(each: Sequence[Difference], users: Sequence[np.ndarray] = ()) -> Difference:
+def over_seeds(each: Sequence[Difference], common: np.ndarray | None = None) -> Difference:
     """Of the mean over seeds, each of which has trainings, candidates and perhaps users of its own.
 
-    users: names of the users of each seed; () = they are the same. The variance is that of a mean over seeds, plus that of a
+    common: `overlap` of their users, float [n, n]; None = they are the same. The variance is that of a mean over seeds, plus that of a
     mean over their users, of which those of several seeds count as equal in all of them: the spread over seeds does not
     show these. It does show the others, who therefore count twice: fewer false alarms than LEVEL. Student's t with the
     degrees of freedom of such a sum (Welch and Satterthwaite).
@@ -121,8 +125,8 @@ def over_seeds(each: Sequence[Difference], users: Sequence[np.ndarray] = ()) -> 
         raise ValueError(f"{n} seeds: at least {FEWEST_SEEDS} show how far trainings differ")
     a, b, change, low, high, _, relative, _, number = np.array(each, np.float64).T
     of_seeds, se_of_users = float(change.var(ddof=1)) / n, (high - low) / (2 * NORMAL)
-    common = shared(users) if len(users) else np.ones((n, n))
-    variance = of_seeds + float(se_of_users @ common @ se_of_users) / n**2
+    together = np.ones((n, n)) if common is None else common
+    variance = of_seeds + float(se_of_users @ together @ se_of_users) / n**2
     mean, se = float(change.mean()), variance**0.5
     # of so many degrees of freedom it is normal for all that matters
     free = min((n - 1) * (variance / of_seeds) ** 2, MANY) if of_seeds else MANY

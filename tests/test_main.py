@@ -77,7 +77,7 @@ FILES = {
             [f"--config={SHOP}", "--mode=reproduce", "--experiment=table8", "--rows=LLM-SREK"],
             "there is no row 'llm-srek' (did you mean llm-srec?); this experiment has: ",
         ),
-        (["--mode=report"], "--mode=report needs --workdir=DIR, or the --config=FILE.py of the"),
+        (["--mode=report"], "--mode=report needs --workdir=DIR, for its page"),
         (["--mode=report", "--workdir=gone"], "gone: no such folder"),
         ([f"--config={SHOP}", "--dry-run"], "--rows and --dry-run need --mode=reproduce"),
         ([f"--config={SHOP}", "--config.data.ties=fil"], "data.ties='fil': must be one of random"),

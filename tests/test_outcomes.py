@@ -26,7 +26,8 @@ def made() -> Outcomes:
         each[name] = Outcome({"sampled": counts, "full": counts}, top, values, 0.25, permuted)
     each["teacher"] = replace(each["teacher"], alike={"cosine": np.linspace(0, 1, 4)})
     users = np.arange(4, dtype=np.int32)
-    return Outcomes(users, "c0ffee", {"all": users >= 0, "warm": users < 2}, each)
+    masks = {"all": users >= 0, "warm": users < 2}
+    return Outcomes(users, np.char.add("u", users.astype(str)), "c0ffee", masks, each)
 
 
 def test_they_survive_the_disk(tmp_path):

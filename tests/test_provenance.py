@@ -35,19 +35,24 @@ def test_what_a_name_tells_is_not_said_again():
 
 
 def test_what_makes_a_system_is_told_by_its_name():
-    """Unless there are two of that name, which only their settings tell apart."""
+    """Where it has it otherwise, that is said, whoever else is there."""
     of = lambda word, **more: TEACHER | json.loads(json.dumps(PRESETS[word])) | more
-    used = {word: of(word) for word in ("tallrec", "collm", "gru4rec")}
-    rows = [(word, 0, word) for word in used]
-    assert labels(rows, used) == ["tallrec", "collm", "gru4rec"]
-    used["other"] = of("gru4rec") | {"teacher.dropout": 0.5}
-    assert labels([*rows, ("gru4rec", 0, "other")], used) == [
-        *("tallrec", "collm", "gru4rec (teacher.dropout=0.3)", "gru4rec (teacher.dropout=0.5)"),
+    names = {
+        "tallrec": "tallrec, title generation",
+        "collm": "collm",
+        "gru4rec": "teacher gru4rec ce",
+    }
+    used = {word: of(word) for word in names}
+    rows = [(name, 0, word) for word, name in names.items()]
+    assert labels(rows, used) == [*names.values()]
+    used |= {"x": of("tallrec") | {"lora.rank": 16}, "y": of("gru4rec") | {"teacher.dropout": 0.5}}
+    rows += [("tallrec, title generation", 0, "x"), ("llm_srec, teacher gru4rec ce", 0, "y")]
+    assert labels(rows, used) == [
+        *names.values(),
+        "tallrec, title generation (lora.rank=16)",
+        "llm_srec, teacher gru4rec ce (teacher.dropout=0.5)",
     ]
-    plain = {"lora.rank": 4, "distill.weight": 1.0}
-    used |= {"a": TEACHER | plain, "b": TEACHER | plain | {"lora.rank": 2}}
-    rows = [("tallrec", 0, "tallrec"), ("x", 0, "a"), ("x", 0, "b")]
-    assert labels(rows, used) == ["tallrec", "x (lora.rank=4)", "x (lora.rank=2)"]
+    assert labels(rows[3:], used) == labels(rows, used)[3:]
 
 
 def test_seeds_of_one_configuration_are_one():

@@ -109,19 +109,14 @@ def test_seeds_by_hand():
     assert np.isnan(found.relative) and found.words() == "no detectable change"
 
 
-OWN = [
-    np.arange(9) + 9 * seed for seed in range(3)
-]  # users of three seeds, no two of whom share one
-
-
-@pytest.mark.parametrize("users", [(), OWN], ids=["unknown", "own"])
+@pytest.mark.parametrize("common", [None, np.eye(3)], ids=["the same users", "users of its own"])
 @pytest.mark.parametrize("of_users", [0.0, 0.01, 0.05])
-def test_training_noise_is_no_difference(of_users, users):
+def test_training_noise_is_no_difference(of_users, common):
     """Three seeds keep the error rate, however much of the chance is that of users; one pair of trainings does not."""
     rng, noise = np.random.default_rng(0), 0.02
     drawn = rng.normal(0, np.hypot(noise, of_users), (2000, 3))  # seeds with users of their own
     seeds = [[seed(change, of_users) for change in changes] for changes in drawn]
-    found = [statistics.over_seeds(each, users).detected for each in seeds]
+    found = [statistics.over_seeds(each, common).detected for each in seeds]
     assert np.mean(found) < 0.065  # 0.05 + 3 standard errors
     if of_users < noise:
         assert np.mean([one.detected for each in seeds for one in each]) > 0.3
@@ -141,22 +136,20 @@ def test_seeds_that_share_their_users_are_no_proof_by_numbers():
 def test_users_of_their_own_are_more_users():
     """Who is in several seeds counts in all of them alike; who is in one of them, as one more."""
     half = [np.arange(9) + 9 * s // 2 for s in range(3)]
-    assert np.round(statistics.shared(half), 3).tolist() == [
-        [1, 0.556, 0],
-        [0.556, 1, 0.444],
-        [0, 0.444, 1],
-    ]
+    shares = statistics.overlap([each.astype(str) for each in half])
+    wanted = [[1, 5 / 9, 0], [5 / 9, 1, 4 / 9], [0, 4 / 9, 1]]
+    np.testing.assert_allclose(shares, wanted)
     each = [seed(-0.1, 0.03) for _ in range(3)]
-    width = lambda users: -(one := statistics.over_seeds(each, users)).low + one.change
-    assert width(()) == width([np.arange(9)] * 3) == pytest.approx(statistics.NORMAL * 0.03, 1e-3)
-    assert width(OWN) == pytest.approx(statistics.NORMAL * 0.03 / 3**0.5, 1e-3)
-    assert width(OWN) < width(half) < width(())
-    rng, users_alone = np.random.default_rng(3), 0.02
-    drawn = rng.normal(-0.035, users_alone, (500, 3))
-    power = lambda users: np.mean(
-        [statistics.over_seeds([seed(x, users_alone) for x in xs], users).detected for xs in drawn]
+    width = lambda common: -(one := statistics.over_seeds(each, common)).low + one.change
+    assert width(None) == width(np.ones((3, 3))) == pytest.approx(statistics.NORMAL * 0.03, 1e-3)
+    assert width(np.eye(3)) == pytest.approx(statistics.NORMAL * 0.03 / 3**0.5, 1e-3)
+    assert width(np.eye(3)) < width(shares) < width(None)
+    rng, of_users = np.random.default_rng(3), 0.02
+    drawn = rng.normal(-0.035, of_users, (500, 3))
+    power = lambda common: np.mean(
+        [statistics.over_seeds([seed(x, of_users) for x in xs], common).detected for xs in drawn]
     )
-    assert power(()) + 0.2 < power(OWN)
+    assert power(None) + 0.2 < power(np.eye(3))
 
 
 def test_a_real_effect_is_found():

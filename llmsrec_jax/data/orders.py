@@ -53,8 +53,15 @@ def save(folder: Path, permuted: UserSequences) -> None:
 
 
 def load(folder: Path, original: UserSequences) -> UserSequences:
-    """Those of `original` as they were saved in another order; raises ValueError naming a missing or damaged file."""
-    return replace(original, items=storage.read_arrays(folder / FILE)["items"])
+    """Those of `original` (int32 [items of all]) as they were saved in another order.
+
+    Raises:
+      ValueError: the file is missing or damaged, or of other sequences.
+    """
+    items = storage.read_arrays(folder / FILE).get("items")
+    if items is None or items.shape != original.items.shape:
+        raise ValueError(storage.damaged(folder / FILE, "it is not of these sequences"))
+    return replace(original, items=items)
 
 
 def changed(histories: UserSequences, permuted: UserSequences) -> np.ndarray:

@@ -185,7 +185,9 @@ def _experiment(path: Path) -> dict[str, Any]:
         if cell["row"] not in found["rows"] or cell["column"] not in found["columns"]:
             raise ValueError(f"{path}: cell {number} stands in no row or column of the table")
     found.setdefault("overall", [])  # over seeds, of which older files do not tell
-    _require(path, "it", {"changed": found.setdefault("changed", None)}, {"changed": NUMBER})
+    for name, usual in (("changed", None), ("own", [])):
+        found.setdefault(name, usual)
+    _require(path, "it", found, {"changed": NUMBER, "own": list})
     for part, seeds in (("differences", {"seed": int}), ("overall", {"seeds": list})):
         for number, told in enumerate(found[part]):
             _require(path, f"{part} {number}", told, DIFFERENCE | seeds)

@@ -38,7 +38,8 @@ def section(group: Group) -> Section:
     main = [row for metric in MAIN for row in pick(plain, metric=metric, **ALL)]
     sliced = [row for row in pick(plain, protocol="sampled") if row["metric"] == MAIN[1]]
     name = f"{group.dataset}-{group.split}-{'-'.join(map(str, group.seeds))}-{group.candidates}"
-    blocks: list[Block] = [Text(f"{count} users. {WHO}")] * bool(users)
+    who = f" {WHO}" if {"teacher", "llm_srec"} & {row["model"] for row in records} else ""
+    blocks: list[Block] = [Text(f"{count} users.{who}")] * bool(users)
     if main:
         blocks.append(quantities(group, main, "Ranking"))
     blocks += [*agreements(group), *orders(group, name)]

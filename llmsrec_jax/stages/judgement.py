@@ -20,6 +20,8 @@ from llmsrec_jax.stages.entrants import Entrants, Model
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.work import Work
 
+CONTENTS = 2  # of the stage, besides the schema of its files: what it holds of a model
+
 
 def _stacked(each: list[Counts]) -> Counts:
     """Of several orders, int [orders, U]."""
@@ -47,7 +49,8 @@ class Judgement:
     @property
     def stage(self) -> Stage:
         """Of the outcomes, the records and the cases."""
-        return self._work.stage("judged", self._entrants.fields, schema=SCHEMA)
+        which = {"schema": SCHEMA, "contents": CONTENTS}
+        return self._work.stage("judged", self._entrants.fields, **which)
 
     @property
     def names(self) -> dict[str, str]:
@@ -68,7 +71,10 @@ class Judgement:
         each = {name: self._outcome(name, model) for name, model in models.items()}
         masks = slices(dataset, "test", users, work.cfg.slices, self._data.ordered)
         digest = results.digest(candidates)
-        found = Outcomes(users, digest, masks, each)
+        people = dataset.user_keys[users]
+        if work.cfg.data.source == "shop":  # each seed has a shop, and people, of its own
+            people = np.char.add(people, f" of seed {seed}")
+        found = Outcomes(users, people, digest, masks, each)
         found.save(stage.folder / "outcomes.npz")
         rows: list[Record] = []
         settings: dict[str, Settings] = {}

@@ -1,4 +1,4 @@
-"""prepare: the dataset, its card and the candidates of every evaluated user; made once, stored."""
+"""prepare: the dataset, its card, the candidates of every evaluated user and other orders of sequences; made once, stored."""
 
 from dataclasses import replace
 from functools import cached_property, partial

@@ -34,7 +34,8 @@ def elsewhere(cfg: config.Config) -> config.Config | None:
         source="amazon" if named.category else "files",
         **{name: getattr(named, name) for name in ("category", "files", "name", "user_share")},
     )
-    return replace(cfg, data=data, transfer=config.Transfer())
+    order = replace(cfg.order, permutations=0)  # nothing is permuted there
+    return replace(cfg, data=data, order=order, transfer=config.Transfer())
 
 
 class VisitingTeacher(Teacher):

@@ -72,6 +72,8 @@ def test_an_order_is_a_file(histories, tmp_path):
     read = orders.load(tmp_path, histories)
     for name in ("offsets", "items", "times"):
         np.testing.assert_array_equal(getattr(read, name), getattr(permuted, name))
+    with pytest.raises(ValueError, match="order.npz is damaged .it is not of these sequences"):
+        orders.load(tmp_path, histories.take(np.array([3])))
 
 
 def test_shuffled_training_leaves_the_rest_alone():
