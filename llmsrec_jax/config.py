@@ -256,8 +256,7 @@ class Train:
     metric: str = "hr@10"  # selects the checkpoint: hr@k | ndcg@k | mrr@k, sampled ranking (D24)
     max_users: int = 0  # seeded sample of training users; 0 = all
     length_groups: int = 3  # of samples of similar prompt length in a batch; items have one less
-    # compiled steps at most. With 1 every step is of the shape that holds any batch, and computes several times as much
-    shapes: int = 4
+    shapes: int = 4  # compiled steps at most; 1 = that of any batch, several times as dear
     # passes through the LLM per step, of equal results; 0 = as few as fit: each needs less memory, and one more forward pass
     parts: int = 0
     save_every_s: float = 120.0  # seconds between checkpoints besides those at validations

@@ -25,7 +25,7 @@ from llmsrec_jax.keys import DATA, TEACHER, TRAIN
 from llmsrec_jax.llama import config as llama
 from llmsrec_jax.metrics import mean_and_se
 from llmsrec_jax.outcomes import Outcomes
-from llmsrec_jax.schema import COSINE, COSINE_HIDDEN
+from llmsrec_jax.schema import COSINE, COSINE_HIDDEN, HIT_VALID
 from llmsrec_jax.text import config as text
 
 
@@ -53,6 +53,10 @@ class Job(Protocol):
 
     def find(self, row: Row, column: Column) -> Found | None:
         """None: the run has no such number."""
+        ...
+
+    def absent(self, row: Row, column: Column) -> str:
+        """Why it has none."""
         ...
 
 
@@ -106,6 +110,19 @@ class Judged:
         key = (name, column.condition, column.protocol, column.slice, metric)
         found = self._records.get(key)
         return None if found is None else Found(found["value"], found["se"], found["users"])
+
+    def absent(self, row: Row, column: Column) -> str:
+        mask, of = self.outcomes.slices.get(column.slice), self.run.work.cfg.data
+        if mask is None and not self.run.data.ordered:
+            return f"all timestamps of every user are equal (data.ties={of.ties}): nobody's transitions are known"
+        if mask is not None and not mask.any():
+            return (
+                f"none of the {len(mask)} test users is in the slice {column.slice}: "
+                "it takes more of them (evaluate.max_users) or another share (slices)"
+            )
+        if column.metric == HIT_VALID:
+            return f"{row.name}: no answer is valid"
+        return f"{row.name}: there is no {column.metric} of {column.slice} test users"
 
     def per_user(self, row: Row, column: Column) -> np.ndarray | None:
         """float64 [users of the slice]; None where the number is no mean over users."""
@@ -193,6 +210,9 @@ class Card:
         card = self._stage.info["card"]
         return Found(float(card[row.name]), None, card["users"])
 
+    def absent(self, row: Row, column: Column) -> str:
+        raise AssertionError("a card has every number")
+
 
 class Speed:
     """The benchmark of this configuration, and of the run that it asks for before (CoLLM's)."""
@@ -242,6 +262,9 @@ class Speed:
             "earlier": earlier,
         }
         return Found(float(values[column.metric]), None, results["environment"]["sizes"]["users"])
+
+    def absent(self, row: Row, column: Column) -> str:
+        raise AssertionError("a measurement has every number")
 
 
 KINDS: dict[str, Callable[[pipeline.Run, bool], Job]] = {

@@ -21,6 +21,7 @@ from llmsrec_jax import (
     pipeline,
     processes,
     published,
+    questions,
     results,
     rules,
 )
@@ -29,7 +30,7 @@ from llmsrec_jax.data import splits
 from llmsrec_jax.experiments import ALONE, TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
-from llmsrec_jax.schema import HIT_VALID, SCHEMA
+from llmsrec_jax.schema import SCHEMA
 from llmsrec_jax.stages.transfer import elsewhere
 from llmsrec_jax.statistics import (
     FEWEST_SEEDS,
@@ -64,23 +65,6 @@ def _per_user(cell: Cell) -> tuple[Outcomes, np.ndarray] | None:
         return None
     values = cell.job.per_user(cell.row, cell.column)
     return None if values is None or not len(values) else (cell.job.outcomes, values)
-
-
-def _absent(cell: Cell) -> str:
-    """Why a finished run does not have this number."""
-    column, job = cell.column, cell.job
-    if isinstance(job, Judged) and column.slice != "all":
-        mask, of = job.outcomes.slices.get(column.slice), job.run.work.cfg.data
-        if mask is None and not job.run.data.ordered:
-            return f"all timestamps of every user are equal (data.ties={of.ties}): nobody's transitions are known"
-        if mask is not None and not mask.any():
-            return (
-                f"none of the {len(job.outcomes.users)} test users is in the slice {column.slice}: "
-                "it takes more of them (evaluate.max_users) or another share (slices)"
-            )
-    if column.metric == HIT_VALID:
-        return f"{cell.row.name}: no answer is valid"
-    return f"{cell.row.name}: there is no {column.metric} of {column.slice} test users"
 
 
 class Experimenter:
@@ -249,7 +233,7 @@ class Experimenter:
             "own": [n for n, value in one.changes.items() if config.subset(used, [n])[n] == value],
             "choices": {
                 choice.question: choice.answer(used)
-                for choice in map(experiments.CHOICES.__getitem__, one.choices)
+                for choice in map(questions.CHOICES.__getitem__, one.choices)
             },
             "changed": self._changed,
             "figure": one.figure,
@@ -305,7 +289,7 @@ class Experimenter:
                 why, status = self._why.get(id(cell.job), "the run is not finished"), OPEN
             else:
                 found = cell.job.find(row, column)
-                why, status = "" if found else _absent(cell), EMPTY
+                why, status = "" if found else cell.job.absent(row, column), EMPTY
             if found:
                 values.append({"seed": cell.seed, **found._asdict()})
         each = [v["value"] for v in values]

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from llmsrec_jax import config, experiments, published, rules
+from llmsrec_jax import config, experiments, published, questions, rules
 from llmsrec_jax.experiments import EXPERIMENTS
 from llmsrec_jax.stages import unseen_items
 
@@ -29,12 +29,12 @@ def test_cells_are_legal_configurations(name):
     assert len(set(columns)) == len(columns) and len(set(rows)) == len(rows)
     assert not one.against or one.against in rows
     assert all(column in columns for pair in one.compare for column in pair)
-    assert all(choice in experiments.CHOICES for choice in one.choices)
+    assert all(choice in questions.CHOICES for choice in one.choices)
 
 
-@pytest.mark.parametrize("name", experiments.CHOICES)
+@pytest.mark.parametrize("name", questions.CHOICES)
 def test_choices_name_their_settings_and_every_word_of_them(name):
-    choice, base = experiments.CHOICES[name], config.Config()
+    choice, base = questions.CHOICES[name], config.Config()
     declared = {setting: kind for setting, _, kind in config.flatten(base)}
     for setting, meanings in choice.settings.items():
         assert not meanings or set(meanings) == set(get_args(declared[setting]))
@@ -46,14 +46,14 @@ def test_choices_name_their_settings_and_every_word_of_them(name):
 
 def test_every_way_to_embed_unseen_items_is_explained_made_and_compared():
     ways = get_args(config.Unseen)
-    assert tuple(experiments.WAYS) == tuple(unseen_items.WAYS) == ways
+    assert tuple(questions.WAYS) == tuple(unseen_items.WAYS) == ways
     columns = EXPERIMENTS["table7"].columns
     assert tuple(column.changes["transfer.unseen"] for column in columns) == ways
 
 
 def test_numbers_among_the_choices_are_told():
     cfg = config.apply(config.Config(), {"slices.item_share": 0.2, "slices.ties": "out"})
-    told = experiments.CHOICES["warm and cold"].answer(cfg)
+    told = questions.CHOICES["warm and cold"].answer(cfg)
     assert told.startswith("slices.item_share=0.2. slices.ties=out: nobody")
 
 
