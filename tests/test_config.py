@@ -244,6 +244,15 @@ def test_key_depends_on_the_named_settings_alone():
     assert key(cfg, "uniformity") == hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
+@pytest.mark.parametrize("name", [name for name, of in PRESETS.items() if "lora.rank" in of])
+@pytest.mark.parametrize("words", ["", ",title"])
+def test_a_system_with_lora_is_none_without_a_rank(name, words):
+    cfg = config.preset(config.Config(), name + words)
+    rules.validate(cfg)
+    with pytest.raises(ValueError, match="asks for LoRA, and lora.rank=0 is none: give a rank"):
+        rules.validate(config.apply(cfg, {"lora.rank": 0}))
+
+
 def test_keys_know_of_lora_only_where_it_trains():
     """So that what was made before it existed is still known by its key."""
     of = lambda changes: Keys(config.apply(config.Config(), changes))(TRAIN)
