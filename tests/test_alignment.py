@@ -9,22 +9,18 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import loaders, pipeline, train
-from llmsrec_jax.checkpoint import Checkpoints
 from llmsrec_jax.data import sources, storage
 from llmsrec_jax.models import allmrec
 from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.text import encoder
 from llmsrec_jax.writer import Writer, read_log
 from tests.factories import files, random_dataset
+from tests.kills import killed
 from tests.systems import named, records, relative_error, tiny
 from tests.text import folders
 
 SMALL = {"alignment.middle": 6, "alignment.epochs": 2, "llm.dtype": "fp32"}
 WIDTHS = {"item": 8, "text": folders.D}  # of the teacher, and of the text encoder
-
-
-class Killed(Exception):
-    """Stands for a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -131,19 +127,9 @@ def test_it_goes_on_where_it_was_killed(again, changes, monkeypatch):
     run = opened(again, changes)
     whole, folder = named(run.alignment._params), run.alignment._stage.folder
     shutil.rmtree(folder)
-    save, seen = Checkpoints.save, []
-
-    def once(self, step, *rest):
-        save(self, step, *rest)
-        seen.append(step)
-        if len(seen) == 2:
-            raise Killed
-
     often = {**changes, "train.save_every_s": 0.0}
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", once)
-        with pytest.raises(Killed):
-            pipeline.run(tiny(often), again, "train")
+    with killed(monkeypatch, checkpoints=2) as seen:
+        pipeline.run(tiny(often), again, "train")
     assert seen == [1, 2] and not (folder / "stage.json").exists()
     pipeline.run(tiny(often), again, "train")
     for name, values in named(opened(again, changes).alignment._params).items():

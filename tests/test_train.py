@@ -17,6 +17,7 @@ from llmsrec_jax import train
 from llmsrec_jax.checkpoint import Checkpoints
 from llmsrec_jax.train import Interrupted, Job, State
 from llmsrec_jax.writer import Writer, read_log
+from tests.kills import Killed
 
 PER_EPOCH, EPOCHS, VALIDATIONS = 4, 3, 2
 TOTAL = PER_EPOCH * EPOCHS
@@ -183,10 +184,6 @@ def test_a_loss_that_is_no_number(tmp_path, bad, save_every_s):
     saved = 0 if latest is None else int(latest[0].step)
     assert saved == (bad if save_every_s == 0 else bad // 2 * 2)
     assert latest is None or np.isfinite(latest[0].params["w"]).all()
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing is saved."""
 
 
 def die_at(number: int) -> Callable:

@@ -6,33 +6,18 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import pipeline
-from llmsrec_jax.checkpoint import Checkpoints
 from llmsrec_jax.data import storage
 from llmsrec_jax.keys import VECTORS
 from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.stages.llm import LLMRec
 from llmsrec_jax.writer import Writer, read_log
+from tests.kills import killed
 from tests.systems import named, records, relative_error, tiny
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
 def train_with_a_kill(cfg, folder, monkeypatch) -> None:
-    """Trains up to the third checkpoint, and from there."""
-    save, seen = Checkpoints.save, []
-
-    def third(self, step, *rest):
-        save(self, step, *rest)
-        seen.append(step)
-        if len(seen) == 3:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", third)
-        with pytest.raises(Killed):
-            pipeline.run(cfg, folder, "train")
+    with killed(monkeypatch, checkpoints=3):
+        pipeline.run(cfg, folder, "train")
     pipeline.run(cfg, folder, "train")
 
 
