@@ -135,8 +135,7 @@ class Lora:
     """Low-rank updates of the backbone's products, W x + alpha / rank * B A x, which train with the heads (TALLRec's, CoLLM's)."""
 
     rank: int = 0  # of A and B; 0 = none, the backbone stays as it is
-    # peft's default, and of no preset: so that a preset with LoRA whose rank is taken away is refused, not trained as something else
-    alpha: float = 8.0
+    alpha: float = 8.0  # peft's, and no preset's: so that one whose rank is taken away is refused
     dropout: float = 0.05  # of what A reads, in training
     # products that have one, by Hugging Face's names
     targets: tuple[
