@@ -25,6 +25,7 @@ from llmsrec_jax.stores import ItemStore
 
 # windows of a batch: groups of similar length, compiled shapes at most
 TEACHER_GROUPS, TEACHER_SHAPES = 4, 3
+TEACHER_ROWS = 512  # windows per encoding step
 
 
 def stream(build: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:

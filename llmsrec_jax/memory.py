@@ -29,7 +29,8 @@ from llmsrec_jax.prompts import layout, plan, trunks
 from llmsrec_jax.prompts.prompts import PromptBuilder
 from llmsrec_jax.prompts.trunks import Trunks
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
+MARGIN = 1.15  # what is asked for beyond the estimate: it may be so much too low
 FP32 = 4  # bytes of everything that trains
 PROJECTED = 6  # [slots, D] of the projectors that their backward pass needs
 # at most so many are simulated: a longer run may meet a shape that none of them takes
@@ -39,14 +40,14 @@ PASSES = 4000
 class Needs(NamedTuple):
     """Bytes on each device."""
 
-    weights: int  # of the frozen backbone
-    teacher: int  # its item vectors, or the joint ones
     trained: int  # with Adam's two moments
-    store: int  # keys and values of item prefixes
     batch: int
     step: int  # activations and gradients
-    filling: int  # of the store, once
-    encoding: int  # a block of prompts, in validations
+    encoding: int  # a block of prompts or windows, in validations
+    weights: int = 0  # of the frozen backbone
+    teacher: int = 0  # its item vectors, or the joint ones
+    store: int = 0  # keys and values of item prefixes
+    filling: int = 0  # of the store, once
 
     @property
     def kept(self) -> int:
@@ -62,6 +63,26 @@ class Needs(NamedTuple):
     def total(self) -> int:
         """At most at any time; while a step is computed the next batch comes in."""
         return self.kept + max(2 * self.batch + self.step, self.filling, self.encoding)
+
+    def listed(self, limit: int | None) -> str:
+        """In words; limit: bytes of each device, None = unknown."""
+        sizes = {"weights": self.weights, "item vectors": self.teacher}
+        sizes |= {"trainables and Adam": self.trained, "item store": self.store}
+        sizes |= {"batches": 2 * self.batch, "activations and gradients": self.step}
+        sizes |= {"or filling the store": self.filling, "or validation": self.encoding}
+        listed = ", ".join(f"{what} {shown(size)}" for what, size in sizes.items() if size)
+        of = "" if limit is None else f" of {shown(limit)}"
+        return f"memory per device: {shown(self.total)}{of} ({listed})"
+
+
+def shown(size: float) -> str:
+    """Bytes, in words."""
+    return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / MIB:.3g} MiB"
+
+
+def fits(size: int, limit: int | None) -> bool:
+    """Whether so many estimated bytes fit; limit None: unknown, so they do."""
+    return limit is None or MARGIN * size <= limit
 
 
 @dataclass(frozen=True)

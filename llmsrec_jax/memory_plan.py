@@ -10,10 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from llmsrec_jax import config, loaders, memory, parallel
-from llmsrec_jax.memory import GIB, Job, Needs
+from llmsrec_jax.memory import MARGIN, Job, Needs, fits, shown
 
-MIB = 1 << 20
-MARGIN = 1.15  # what is asked for beyond the estimate: it may be so much too low
 HOST_SHARE = 0.5  # of the machine's free memory that a store may take: files are cached in the rest
 
 Change = tuple[str, Any]  # name of a setting, and a value to try
@@ -38,29 +36,20 @@ class Plan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        return _fits(self.needs.total, self.limit)
+        return fits(self.needs.total, self.limit)
 
     def apply(self, cfg: config.Config) -> config.Config:
         return config.apply(cfg, {"train.parts": self.parts, "llm.item_store": self.item_store})
 
     def __str__(self) -> str:
-        n = self.needs
-        sizes = {"weights": n.weights, "trainables and Adam": n.trained, "item store": n.store}
-        sizes |= {"batches": 2 * n.batch, "activations and gradients": n.step}
-        sizes |= {"or filling the store": n.filling, "or validation": n.encoding}
-        listed = ", ".join(f"{what} {_shown(size)}" for what, size in sizes.items() if size)
-        of = "" if self.limit is None else f" of {_shown(self.limit)}"
-        return (
-            f"memory per device: {_shown(n.total)}{of} ({listed}); "
-            f"train.parts={self.parts}, llm.item_store={self.item_store}"
-        )
+        return f"{self.needs.listed(self.limit)}; train.parts={self.parts}, llm.item_store={self.item_store}"
 
     def report(self) -> str:
         """Of what fits."""
-        if _fits(self.worst, self.limit):
+        if fits(self.worst, self.limit):
             return str(self)
         return (
-            f"{self}\na step of only the longest prompts, which hardly ever comes, would need {_shown(self.worst)}: "
+            f"{self}\na step of only the longest prompts, which hardly ever comes, would need {shown(self.worst)}: "
             "more train.parts need less"
         )
 
@@ -68,14 +57,6 @@ class Plan(NamedTuple):
         """Raises a ValueError that says what to change, where it does not fit."""
         if not self.fits:
             raise ValueError("\n".join([f"training does not fit: {self}", *self.advice]))
-
-
-def _shown(size: float) -> str:
-    return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / MIB:.3g} MiB"
-
-
-def _fits(size: int, limit: int | None) -> bool:
-    return limit is None or MARGIN * size <= limit
 
 
 def choose(job: Job, mesh: parallel.DeviceMesh) -> Plan:
@@ -98,7 +79,7 @@ def _chosen(job: Job, limit: int | None, host: int | None) -> Plan:
         ]
         fitting = [one for one in plans if one.fits]
         if fitting:
-            return next((one for one in fitting if _fits(one.worst, limit)), fitting[-1])
+            return next((one for one in fitting if fits(one.worst, limit)), fitting[-1])
     return min(plans, key=lambda one: one.needs.total)
 
 
@@ -145,7 +126,7 @@ def _advice(job: Job, limit: int | None, host: int | None) -> Iterator[str]:
             yield _offer(changes, tried, other.devices)
     if not enough:
         yield (
-            f"nothing that was tried fits: it takes devices with {_shown(MARGIN * least)} free, or a smaller backbone"
+            f"nothing that was tried fits: it takes devices with {shown(MARGIN * least)} free, or a smaller backbone"
         )
 
 
@@ -160,4 +141,4 @@ def _offer(changes: Sequence[Change], tried: Plan, devices: int) -> str:
     flags = " ".join(f"--config.{name}={value}" for name, value in values.items())
     where = f" on {devices} devices" if "mesh.fsdp" in values else ""
     other = ", with other results" if OTHER_RESULTS & values.keys() else ""
-    return f"  {flags}{where} needs {_shown(tried.needs.total)}{other}"
+    return f"  {flags}{where} needs {shown(tried.needs.total)}{other}"

@@ -66,11 +66,13 @@ def each(run: Run, steps: Iterable[Step]) -> None:
 READY: tuple[Step, ...] = (  # up to the long work, which is not begun where it could not be ended
     lambda run: run.data.prepare(),
     lambda run: run.data.require_order(),
+    lambda run: run.teacher.require_memory(),
     lambda run: run.tokens.require_titles(),
     lambda run: run.llm.require_even_batches(),
     lambda run: run.alignment.require_even_batches(),
     lambda run: run.tokens.tokenize(),
     lambda run: run.alignment.encode(),
+    lambda run: run.alignment.require_memory(),
     lambda run: run.llm.require_memory(),
 )
 TRAIN: tuple[Step, ...] = (
@@ -94,7 +96,7 @@ BEFORE: tuple[Step, ...] = (  # bad data are found before anything is trained
 STEPS: dict[str, tuple[Step, ...]] = {  # mode -> what it does, in order
     "prepare": TRAIN[:1],
     "teacher": (
-        *(*TRAIN[:2], lambda run: run.teacher.train()),
+        *(*TRAIN[:3], lambda run: run.teacher.train()),
         lambda run: run.teacher_judgement.judge(),
     ),
     "train": TRAIN,

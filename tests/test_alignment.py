@@ -175,6 +175,13 @@ def test_batches(done, changes):
 # another dataset, other settings -----------------------------------------------------------------------------
 
 
+def test_what_does_not_fit_is_found_before_it_trains(again, changes):
+    wide = {**changes, "alignment.middle": 100_000, "mesh.memory_gib": 0.01}
+    with pytest.raises(ValueError, match="alignment: training does not fit: .*item vectors .*MiB"):
+        pipeline.run(tiny(wide), again, "train")
+    assert len(list((again / "alignment").iterdir())) == 1
+
+
 def test_on_another_dataset_stage_1_reads_what_the_teacher_has_there(again, changes, tmp_path):
     """And none of it trains there."""
     made = files(random_dataset(users=40, items=60), tmp_path)

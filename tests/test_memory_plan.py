@@ -9,8 +9,8 @@ import pytest
 
 from llmsrec_jax import config, memory, memory_plan, parallel
 from llmsrec_jax.llama import config as llama_config
-from llmsrec_jax.memory import GIB, RetrievalJob
-from llmsrec_jax.memory_plan import MARGIN, Plan
+from llmsrec_jax.memory import GIB, MARGIN, RetrievalJob
+from llmsrec_jax.memory_plan import Plan
 from llmsrec_jax.prompts.trunks import Trunks
 
 MESH = parallel.make_mesh(config.Mesh(devices=1))
@@ -124,7 +124,7 @@ def test_where_nothing_fits(job):
 def test_the_report(job):
     roomy = choose(job, 1 << 40, llm__item_store="recompute")
     assert re.fullmatch(
-        r"memory per device: [\d.]+ GiB of [\d.e+]+ GiB \(weights 2\.3 GiB, trainables and Adam .*\); "
+        r"memory per device: [\d.]+ GiB of [\d.e+]+ GiB \(weights 2\.3 GiB, item vectors .*, trainables and Adam .*\); "
         "train.parts=1, llm.item_store=recompute",
         roomy.report(),
     )

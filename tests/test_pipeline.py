@@ -13,8 +13,7 @@ from flax import nnx
 from llmsrec_jax import config, keys, parallel, pipeline, results, train
 from llmsrec_jax.benchmark import timing
 from llmsrec_jax.data import sources
-from llmsrec_jax.memory import GIB, RetrievalJob
-from llmsrec_jax.memory_plan import MARGIN
+from llmsrec_jax.memory import GIB, MARGIN, RetrievalJob
 from llmsrec_jax.prompts.tokens import ItemTokens
 from llmsrec_jax.report import systems
 from llmsrec_jax.schema import BEYOND
@@ -248,9 +247,16 @@ def test_a_backbone_that_cannot_be_cut_is_found_before_the_teacher_trains(tmp_pa
     assert not (tmp_path / "run" / "teacher").exists()
 
 
-def test_what_does_not_fit_is_found_before_the_teacher_trains(tmp_path):
-    with pytest.raises(ValueError, match="training does not fit: memory per device: .*MiB of 1.02"):
-        pipeline.run(tiny({"mesh.memory_gib": 0.001}), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("gib", "reason"),
+    [
+        (0.001, "the teacher's training does not fit: memory per device: .*MiB of 1.02"),
+        (0.006, "^training does not fit: memory per device: .*MiB of 6.14"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_the_teacher_trains(gib, reason, tmp_path):
+    with pytest.raises(ValueError, match=reason):
+        pipeline.run(tiny({"mesh.memory_gib": gib}), tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
 
 

@@ -15,7 +15,7 @@ from llmsrec_jax.benchmark import made
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama.lora import TARGETS
-from llmsrec_jax.memory import GIB
+from llmsrec_jax.memory import GIB, MARGIN
 from llmsrec_jax.models import llm4rec, titles
 from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.prompts.prompts import PromptBuilder
@@ -171,7 +171,7 @@ def job() -> TitleJob:
 
 def choose(job: TitleJob, size: float, **changes: Any) -> memory_plan.Plan:
     """On a device with `size` bytes and the margin."""
-    limit = memory_plan.MARGIN * size / GIB
+    limit = MARGIN * size / GIB
     mesh = parallel.make_mesh(config.Mesh(devices=1))
     return memory_plan.choose(job.changed({**changes, "mesh.memory_gib": limit}), mesh)
 

@@ -12,8 +12,7 @@ from llmsrec_jax import config, pipeline, reproduce, results, rules
 from llmsrec_jax.checkpoint import read_json
 from llmsrec_jax.data import orders
 from llmsrec_jax.keys import TRAIN, Keys
-from llmsrec_jax.memory import GIB
-from llmsrec_jax.memory_plan import MARGIN
+from llmsrec_jax.memory import GIB, MARGIN
 from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.stages.titles import TitleRec
 from llmsrec_jax.stages.work import Work
@@ -45,8 +44,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_what_does_not_fit_is_found_before_the_teacher_trains(tmp_path):
-    with pytest.raises(ValueError, match="training does not fit: memory per device: .*MiB of 1.02"):
-        pipeline.run(settings(mesh__memory_gib=0.001), tmp_path)
+    with pytest.raises(
+        ValueError, match="^training does not fit: memory per device: .*MiB of 10.2"
+    ):
+        pipeline.run(settings(mesh__memory_gib=0.01), tmp_path)
     assert (tmp_path / "tokens").exists() and not (tmp_path / "teacher").exists()
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import evaluate, loaders, parallel, results, train
+from llmsrec_jax import cf_memory, evaluate, loaders, memory, parallel, results, train
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import storage
 from llmsrec_jax.data.samples import Samples
@@ -53,6 +53,26 @@ class Alignment:
             return
         batch = min(self._work.cfg.alignment.batch, len(self._samples))
         loaders.per_device(batch, self._work.devices, "alignment.batch")
+
+    def require_memory(self) -> None:
+        """Stops before the long work, where training would not fit.
+
+        Raises:
+          ValueError: it takes more than the devices have.
+        """
+        work, cfg = self._work, self._work.cfg
+        if not self._trains or work.done(self._stage):
+            return
+        rows = -(-min(cfg.alignment.batch, len(self._samples)) // work.devices)
+        items, width = self._data.dataset.catalog.size, self._texts_stage.info["width"]
+        needs = cf_memory.alignment_needs(cfg, items, width, rows)
+        limit = memory.available(work.mesh, cfg.mesh.memory_gib)
+        if not memory.fits(needs.total, limit):
+            raise ValueError(
+                f"alignment: training does not fit: {needs.listed(limit)}\n"
+                "a text encoder of narrower vectors (alignment.text), smaller alignment.middle or fewer items need less"
+            )
+        work.writer.say(f"alignment: {needs.listed(limit)}")
 
     # titles ---------------------------------------------------------------------------------------------------
 

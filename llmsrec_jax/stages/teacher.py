@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import evaluate, loaders, parallel, results, train
+from llmsrec_jax import cf_memory, evaluate, loaders, memory, parallel, results, train
+from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data.interactions import Histories
 from llmsrec_jax.evaluate import Vectors
 from llmsrec_jax.keys import TEACHER
@@ -16,7 +17,6 @@ from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.work import Work
 
 TEACHER_KEY = 1  # random stream
-TEACHER_ROWS = 512  # windows per encoding step
 
 
 class Teacher:
@@ -35,10 +35,22 @@ class Teacher:
         size = self._data.dataset.catalog.size
         return nnx.split(cf.new(size, self._work.cfg.teacher, rngs))
 
+    @property
+    def _stage(self) -> Stage:
+        return self._work.stage("teacher", TEACHER)
+
+    def require_memory(self) -> None:
+        """Stops before the long work, where training would not fit."""
+        work = self._work
+        if work.done(self._stage):
+            return
+        limit = memory.available(work.mesh, work.cfg.mesh.memory_gib)
+        needs = cf_memory.TeacherJob(work.cfg, self._data.training, work.devices).require(limit)
+        work.writer.say(f"teacher: {needs.listed(limit)}")
+
     def train(self) -> None:
         """Trains it, or goes on training it; keeps the best checkpoint (D31)."""
-        work, cfg = self._work, self._work.cfg.teacher
-        stage = work.stage("teacher", TEACHER)
+        work, cfg, stage = self._work, self._work.cfg.teacher, self._stage
         if work.done(stage):
             return
         graphdef, params = self._model
@@ -81,7 +93,7 @@ class Teacher:
     def _params(self) -> nnx.State:
         work, cfg = self._work, self._work.cfg.teacher
         like = train.init_state(self._model[1], cfg.lr, cfg.b2)
-        return work.fitted(work.stage("teacher", TEACHER), like, cfg.keep)
+        return work.fitted(self._stage, like, cfg.keep)
 
     @cached_property
     def _encoder(self) -> Any:
@@ -92,7 +104,7 @@ class Teacher:
     def _users(self, params: nnx.State, histories: Histories) -> np.ndarray:
         work = self._work
         batches = loaders.window_batches(
-            histories, work.cfg.teacher.max_len, TEACHER_ROWS, work.devices, work.mine
+            histories, work.cfg.teacher.max_len, loaders.TEACHER_ROWS, work.devices, work.mine
         )
         return evaluate.encode(batches, self._encoder, (), params, work.mesh, len(histories))
 
