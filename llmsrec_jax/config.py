@@ -76,7 +76,8 @@ class GRU4Rec:
 class BERT4Rec:
     inner: int = 256  # hidden width of the feed-forward layers
     share: float = 0.2  # of the items of a window that are hidden, at least one
-    last: float = 0.5  # of the windows, where the last item alone is hidden, as for a user
+    # of the windows, where what follows behind any one of the items is cut off, and it alone is hidden: as the next one is for a user
+    cut: float = 0.5
 
 
 @dataclass

@@ -150,10 +150,17 @@ class TeacherBatches:
         return history, np.where(history > 0, window[:, 1:], 0)
 
     def _hidden(self, of: Stretches, width: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """History and positives int32 [n, width]: some items hidden, and what they are (S4)."""
-        window = windows(self.dataset.train, of, width)
-        rule = self.cfg.bert4rec.share, self.cfg.bert4rec.last
-        hidden = sampling.hidden(of.users, window, *rule, self.seed, epoch)
+        """History and positives int32 [n, width]: some items hidden, and what they are (S4).
+
+        Or what follows behind one of them is cut off, and it alone is hidden, as the next one is for a user.
+        """
+        train, rule = self.dataset.train, self.cfg.bert4rec
+        lengths = np.minimum(train.lengths[of.users] - of.back, self.cfg.max_len)
+        draws = of.users, of.back, self.seed, epoch
+        behind = sampling.cuts(lengths, rule.cut, *draws)
+        window = windows(train, of.before(np.maximum(behind, 0)), width)
+        hidden = sampling.hidden(window, rule.share, *draws)
+        hidden[behind >= 0] = np.arange(width) == width - 1
         return np.where(hidden, HIDDEN, window), np.where(hidden, window, 0)
 
 

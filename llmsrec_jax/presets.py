@@ -103,7 +103,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "teacher.heads": 2,
         "teacher.bert4rec.inner": 256,
         "teacher.bert4rec.share": 0.2,
-        "teacher.bert4rec.last": 0.5,
+        "teacher.bert4rec.cut": 0.5,
         "teacher.dropout": 0.2,
     },
     "nextitnet": {

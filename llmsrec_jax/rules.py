@@ -62,7 +62,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     ),
     "from 0 to 1": (
         lambda v: 0 <= v <= 1,
-        ("data.shop.late_items", "data.shop.order", "teacher.bert4rec.last"),
+        ("data.shop.late_items", "data.shop.order", "teacher.bert4rec.cut"),
     ),
     "above 0 and below 1": (lambda v: 0 < v < 1, ("slices.transition_share",)),
     # warm and cold items are none twice

@@ -339,24 +339,49 @@ def test_teacher_windows(sequences, devices):
     assert len(set(seen)) == len(seen) == len(eligible) // 8 * 8 and set(seen) <= eligible
 
 
-def test_hidden_items_and_what_they_are(sequences):
-    """Whole training sequences, each item seen or asked for; fresh every epoch, negatives only where asked."""
-    cfg = config.Teacher(batch=8, max_len=12, negatives=2, model="bert4rec")
-    batches = TeacherBatches(sequences, cfg, True, 0, 1)
-    seen: list[dict[tuple[int, ...], set[tuple[bool, ...]]]] = [{}, {}]
-    for step in range(2 * batches.order.steps_per_epoch):
-        for group in batches(step):
+def windows_seen(batches, epochs):
+    """Of every epoch {(items of a window, pads left out): which of them are hidden}."""
+    for epoch in range(epochs):
+        seen: dict[tuple[int, ...], tuple[bool, ...]] = {}
+        steps = batches.order.steps_per_epoch
+        for group in itertools.chain(*map(batches, range(epoch * steps, (epoch + 1) * steps))):
             hidden = group.history == HIDDEN
             assert (hidden == (group.positive > 0)).all()
             assert ((group.negative > 0) == hidden[..., None]).all()
             whole = np.where(hidden, group.positive, group.history)[0]
             for items, asked in zip(whole, hidden[0], strict=True):
-                place = seen[step // batches.order.steps_per_epoch]
-                place[tuple(items[items > 0])] = tuple(asked[items > 0])
+                seen[tuple(items[items > 0])] = tuple(asked[items > 0])
+        yield seen
+
+
+def hiding(sequences, cut, **changes):
+    settings = {"batch": 8, "max_len": 12, "negatives": 2, "model": "bert4rec", **changes}
+    cfg = config.Teacher(bert4rec=config.BERT4Rec(cut=cut), **settings)
+    return TeacherBatches(sequences, cfg, True, 0, 1)
+
+
+def test_hidden_items_and_what_they_are(sequences):
+    """Whole training sequences, each item seen or asked for; fresh every epoch, negatives only where asked."""
+    first, second = windows_seen(hiding(sequences, cut=0.0), 2)
     wanted = {tuple(sequences.train[user][0][-12:]) for user in sequences.eligible("train")}
-    assert set(seen[0]) < wanted and len(seen[0]) == 48
-    both = set(seen[0]) & set(seen[1])
-    assert sum(seen[0][items] != seen[1][items] for items in both) > len(both) / 2
+    assert set(first) < wanted and len(first) == 48
+    both = set(first) & set(second)
+    assert sum(first[items] != second[items] for items in both) > len(both) / 2
+
+
+@pytest.mark.parametrize(("windows", "max_len"), [("last", 12), ("all", 4)])
+def test_windows_that_are_cut_end_with_the_only_hidden_item(windows, max_len, sequences):
+    """The longest windows that end there, of other places every epoch."""
+    users = [tuple(sequences.train[user][0]) for user in sequences.eligible("train")]
+    known = {
+        whole[max(0, end - max_len) : end] for whole in users for end in range(1, len(whole) + 1)
+    }
+    batches = hiding(sequences, cut=1.0, windows=windows, max_len=max_len)
+    epochs = list(windows_seen(batches, 20))
+    for items, asked in itertools.chain.from_iterable(seen.items() for seen in epochs):
+        assert asked == (False,) * (len(items) - 1) + (True,) and items in known
+    ends = {items for seen in epochs for items in seen}
+    assert len(ends) > 3 * len(users)
 
 
 def test_a_loss_over_the_catalogue_needs_no_negatives(sequences):

@@ -97,21 +97,30 @@ def teacher_negatives(
     return np.where(positive[..., None] > 0, unseen.item(users, rank), 0).astype(np.int32)
 
 
+def cuts(
+    lengths: np.ndarray, share: float, users: np.ndarray, back: np.ndarray, seed: int, epoch: int
+) -> np.ndarray:
+    """int64 [n]: how many items are cut off behind windows of `lengths` items; -1 = the window stays whole (S4).
+
+    `share` of them are cut, anywhere but before their second item. A function of (seed, epoch, user, where the window ends).
+    """
+    keys = seed, "cut", epoch, users, back
+    behind = counter.below(np.maximum(lengths - 1, 1), *keys, "at")
+    return np.where(counter.uniform(*keys) < share, behind, -1)
+
+
 def hidden(
-    users: np.ndarray, window: np.ndarray, share: float, last: float, seed: int, epoch: int
+    window: np.ndarray, share: float, users: np.ndarray, back: np.ndarray, seed: int, epoch: int
 ) -> np.ndarray:
     """bool [n, L]: the items of left-padded windows [n, L] to be guessed (S4).
 
-    `share` of the items each by its own draw, the luckiest one always; in `last` of the windows the last item alone. A function
-    of (seed, epoch, user, distance from the right edge), as `teacher_negatives`.
+    `share` of the items each by its own draw, the luckiest one always. A function of (seed, epoch, user, where the window ends,
+    distance from the right edge), as `teacher_negatives`.
     """
-    users = np.asarray(users, dtype=np.int64)[:, None]
     place = np.arange(window.shape[1])[::-1]
-    drawn = counter.uniform(seed, "hidden", epoch, users, place)
-    drawn = np.where(window > 0, drawn, 2.0)
-    some = (drawn < share) | (drawn == drawn.min(axis=1, keepdims=True))
-    at_end = counter.uniform(seed, "hidden last", epoch, users) < last
-    return np.where(at_end, place == 0, some) & (window > 0)
+    keys = np.asarray(users)[:, None], np.asarray(back)[:, None], place
+    drawn = np.where(window > 0, counter.uniform(seed, "hidden", epoch, *keys), 2.0)
+    return ((drawn < share) | (drawn == drawn.min(axis=1, keepdims=True))) & (window > 0)
 
 
 def _draw(

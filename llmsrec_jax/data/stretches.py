@@ -34,6 +34,10 @@ class Stretches(NamedTuple):
         """int64 [n]: where in `train.items` each ends."""
         return train.offsets[self.users + 1] - self.back
 
+    def before(self, behind: np.ndarray) -> "Stretches":
+        """Those that end so many items (int [n]) earlier."""
+        return Stretches(self.users, self.back + behind)
+
     def take(self, rows: np.ndarray) -> "Stretches":
         """Stretches `rows`, of any shape."""
         return Stretches(self.users[rows], self.back[rows])

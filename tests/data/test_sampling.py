@@ -221,31 +221,45 @@ def test_teacher_negatives_change_with_the_epoch_and_need_an_item():
         sampling.teacher_negatives(full, np.arange(2), positive[:2], 1, 0, 0)
 
 
-@given(st.integers(0, 50), st.floats(0.01, 1), st.floats(0, 1))
-def test_hidden_items(seed, share, last):
+@given(st.integers(0, 50), st.floats(0.01, 1))
+def test_hidden_items(seed, share):
     """At least one of every window that has any, never a pad; a window's width and company do not matter."""
     lengths = np.array([0, 1, 3, 8])
     window = np.where(np.arange(8) >= 8 - lengths[:, None], 5, 0).astype(np.int32)
-    users = np.arange(4)
-    found = sampling.hidden(users, window, share, last, seed, 0)
+    users, back = np.arange(4), np.array([0, 0, 2, 0])
+    found = sampling.hidden(window, share, users, back, seed, 0)
     assert found.dtype == bool and not (found & (window == 0)).any()
     assert (found.sum(axis=1) >= (lengths > 0)).all()
-    narrow = sampling.hidden(users[1:3], window[1:3, 4:], share, last, seed, 0)
+    narrow = sampling.hidden(window[1:3, 4:], share, users[1:3], back[1:3], seed, 0)
     assert (narrow == found[1:3, 4:]).all()
 
 
 def test_shares_of_hidden_items():
-    users, window = np.arange(4000), np.ones((4000, 10), np.int32)
-    some = sampling.hidden(users, window, 0.3, 0.0, 0, 0)
+    users, window, ends = np.arange(4000), np.ones((4000, 10), np.int32), np.zeros(4000, int)
+    some = sampling.hidden(window, 0.3, users, ends, 0, 0)
     wanted = 0.3 + 0.7**10 / 10  # where no draw is below the share, one item is hidden all the same
     assert some.mean() == pytest.approx(wanted, abs=0.01)
-    at_end = sampling.hidden(users, window, 0.3, 0.5, 0, 0)
-    alone = at_end[:, -1] & (at_end.sum(axis=1) == 1)
-    assert alone.mean() == pytest.approx(0.5, abs=0.03)
-    assert (at_end[~alone] == some[~alone]).all()
-    assert (sampling.hidden(users, window, 0.3, 1.0, 0, 0).sum(axis=0) == [0] * 9 + [4000]).all()
-    other = sampling.hidden(users, window, 0.3, 0.0, 0, 1)
-    assert 0.3 < (some == other).mean() < 0.7
+    for other in (  # another epoch, and another window of the user
+        sampling.hidden(window, 0.3, users, ends, 0, 1),
+        sampling.hidden(window, 0.3, users, ends + 5, 0, 0),
+    ):
+        assert 0.3 < (some == other).mean() < 0.7
+
+
+def test_where_windows_are_cut():
+    """A share of them, at all places alike; at least one item is left before the hidden one, if there are two."""
+    users, ends = np.arange(4000), np.zeros(4000, int)
+    behind = sampling.cuts(ends + 6, 0.75, users, ends, 0, 0)
+    assert (behind < 0).mean() == pytest.approx(0.25, abs=0.03) and behind.min() == -1
+    places = np.bincount(behind[behind >= 0])
+    np.testing.assert_allclose(places / 3000, np.full(5, 0.2), atol=0.03)
+    for lengths in (1, 2):
+        assert (sampling.cuts(ends + lengths, 1.0, users, ends, 0, 0) == 0).all()
+    assert (sampling.cuts(ends + 6, 0.0, users, ends, 0, 0) == -1).all()
+    one = sampling.cuts(np.array([6]), 0.75, np.array([7]), np.array([0]), 0, 0)
+    assert one == behind[7]
+    for epoch, back in ((1, 0), (0, 3)):
+        assert (behind != sampling.cuts(ends + 6, 0.75, users, ends + back, 0, epoch)).mean() > 0.5
 
 
 def test_stored_candidates_come_back(tmp_path):
