@@ -1,7 +1,9 @@
 """BERT4Rec as a CF-SRec (S4): Sun et al. 2019 with RecBole's sizes, trained to guess hidden items from both sides.
 
 Post-norm transformer blocks with GELU and a projection (linear, GELU, LayerNorm) before the dot product; no bias per item, so
-that scores stay dot products. Positions count from the end of the window. For a user, a hidden item is put after the history.
+that scores stay dot products. Positions count from the end of the window. For a user, a hidden item is put after the history;
+`teacher.bert4rec.cut` of the windows are trained on like that, cut behind any of their items. The original hides the last item of
+the whole sequence there, RecBole that of each of its beginnings, all of which it has in an epoch.
 """
 
 import math
