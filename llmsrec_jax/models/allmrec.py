@@ -16,21 +16,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llmsrec_jax.batch import AlignBatch
-from llmsrec_jax.models.heads import torch_bias
-
-
-def _linear(fan_in: int, fan_out: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """PyTorch's default initialisation, the authors' here: weights and bias uniform in the same range."""
-    init = torch_bias(fan_in)
-    return nnx.Linear(
-        fan_in, fan_out, kernel_init=init, bias_init=init, precision="highest", rngs=rngs
-    )
+from llmsrec_jax.models.heads import torch_linear
 
 
 class Autoencoder(nnx.Module):
     def __init__(self, width: int, middle: int, rngs: nnx.Rngs):
-        self.first = _linear(width, middle, rngs)
-        self.last = _linear(middle, width, rngs)
+        self.first = torch_linear(width, middle, rngs)
+        self.last = torch_linear(middle, width, rngs)
 
     def encode(self, x: Float[Array, "*B X"]) -> Float[Array, "*B R"]:
         return jax.nn.sigmoid(self.first(x))

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llmsrec_jax import config
-from llmsrec_jax.models.heads import linear
+from llmsrec_jax.models.heads import torch_linear
 from llmsrec_jax.models.sequence import dropout, flat, keys, last_features, normal, unflat
 
 
@@ -57,7 +57,7 @@ class GRU4Rec(nnx.Module):
         self.item_embedding = nnx.Param(table)
         widths = [E, *[H] * (cfg.blocks - 1)]
         self.layers = nnx.List([Layer(width, H, rngs) for width in widths])
-        self.out = linear(H, E, rngs)
+        self.out = torch_linear(H, E, rngs)
         self.dropout = cfg.dropout
 
     def encode(

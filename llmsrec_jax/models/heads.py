@@ -14,8 +14,8 @@ ACTIVATIONS = {
 }
 
 
-def torch_bias(fan_in: int):
-    """PyTorch's default bias: uniform in +-1/sqrt(fan_in)."""
+def torch_uniform(fan_in: int):
+    """Uniform in +-1/sqrt(fan_in): PyTorch's default for the weights and the bias of a linear layer."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32, out_sharding=None: jax.random.uniform(
         key, shape, dtype, -bound, bound
@@ -28,9 +28,17 @@ def linear(fan_in: int, fan_out: int, rngs: nnx.Rngs) -> nnx.Linear:
         fan_in,
         fan_out,
         kernel_init=nnx.initializers.glorot_normal(),
-        bias_init=torch_bias(fan_in),
+        bias_init=torch_uniform(fan_in),
         precision="highest",
         rngs=rngs,
+    )
+
+
+def torch_linear(fan_in: int, fan_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """PyTorch's default initialisation."""
+    init = torch_uniform(fan_in)
+    return nnx.Linear(
+        fan_in, fan_out, kernel_init=init, bias_init=init, precision="highest", rngs=rngs
     )
 
 

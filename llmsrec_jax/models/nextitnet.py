@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llmsrec_jax import config
-from llmsrec_jax.models.heads import linear
-from llmsrec_jax.models.sequence import dropout, flat, keys, last_features, norm, normal, unflat
+from llmsrec_jax.models.heads import torch_linear, torch_uniform
+from llmsrec_jax.models.sequence import dropout, flat, keys, last_features, norm, unflat
 
 EPSILON = 1e-8  # of the norms
 
@@ -23,14 +23,7 @@ class Convolution(nnx.Module):
     """Column t of the output sees columns t, t - d, t - 2d, ... of the input, as many as the kernel is wide."""
 
     def __init__(self, width: int, kernel: int, dilation: int, rngs: nnx.Rngs):
-        self.taps = nnx.Linear(
-            kernel * width,
-            width,
-            kernel_init=nnx.initializers.glorot_uniform(),
-            bias_init=nnx.initializers.constant(0.1),
-            precision="highest",
-            rngs=rngs,
-        )
+        self.taps = torch_linear(kernel * width, width, rngs)
         self.reach = [tap * dilation for tap in reversed(range(kernel))]  # oldest first
 
     def __call__(self, x_NE: Array, shapes: Sequence[tuple[int, ...]]) -> Float[Array, "N E"]:
@@ -64,10 +57,17 @@ class NextItNet(nnx.Module):
 
     def __init__(self, items: int, cfg: config.Teacher, rngs: nnx.Rngs):
         E, kernel = cfg.d, cfg.nextitnet.kernel
-        self.item_embedding = nnx.Param(normal(items, E)(rngs.params(), (items, E)))
+        self.item_embedding = nnx.Param(torch_uniform(items)(rngs.params(), (items, E)))
         dilations = cfg.nextitnet.dilations * cfg.blocks
         self.blocks = nnx.List([Block(E, kernel, dilation, rngs) for dilation in dilations])
-        self.out = linear(E, E, rngs)
+        self.out = nnx.Linear(
+            E,
+            E,
+            kernel_init=nnx.initializers.glorot_normal(),
+            bias_init=nnx.initializers.constant(0.1),
+            precision="highest",
+            rngs=rngs,
+        )
         self.dropout = cfg.dropout
 
     def encode(

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from llmsrec_jax import config
-from llmsrec_jax.models.heads import torch_bias
+from llmsrec_jax.models.heads import torch_uniform
 from llmsrec_jax.models.sequence import (
     MASKED,
     dropout,
@@ -63,8 +63,8 @@ class Block(nnx.Module):
         self.query = _linear(E, E, 3 * E, zeros, rngs)
         self.key_value = _linear(E, 2 * E, 3 * E, zeros, rngs)
         self.out = _linear(E, E, E, zeros, rngs)
-        self.ff_in = _linear(E, E, E, torch_bias(E), rngs)
-        self.ff_out = _linear(E, E, E, torch_bias(E), rngs)
+        self.ff_in = _linear(E, E, E, torch_uniform(E), rngs)
+        self.ff_out = _linear(E, E, E, torch_uniform(E), rngs)
         self.heads, self.dropout = cfg.heads, cfg.dropout
 
     def _mix(

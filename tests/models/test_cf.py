@@ -283,3 +283,45 @@ def test_a_block_of_bert4rec_is_pytorchs():
     np.testing.assert_allclose(
         np.asarray(got)[live], expected.detach().numpy()[live], rtol=0, atol=5e-6
     )
+
+
+def std_of(name, items=2000, **more):
+    """Standard deviation, largest magnitude and mean of every array of a fresh model of the usual size."""
+    model = cf.new(items, config.Teacher(model=name, heads=2, blocks=1, **more), nnx.Rngs(0))
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model)))
+    named = {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves}
+    return {name: (x.std(), np.abs(x).max(), x.mean()) for name, x in named.items()}
+
+
+def test_initialisation_of_gru4rec_is_recboles():
+    """Xavier for embeddings (normal) and the GRU (uniform, its gates as one matrix), PyTorch's default for the layer behind it."""
+    found = std_of("gru4rec")
+    assert found["item_embedding"][0] == pytest.approx((2 / 2064) ** 0.5, rel=0.02)
+    for matrix, rows in (("of_input", 64), ("of_state", 128)):
+        assert found[f"layers.0.{matrix}"][1] == pytest.approx((6 / (384 + rows)) ** 0.5, rel=0.01)
+    for leaf in ("out.kernel", "out.bias"):
+        assert 0.9 * 128**-0.5 < found[leaf][1] <= 128**-0.5
+
+
+def test_initialisation_of_nextitnet_is_recboles():
+    """PyTorch's default for convolutions, items uniform by their number, Xavier-normal with a bias of 0.1 for the last layer."""
+    found = std_of("nextitnet")
+    assert 0.99 * 2000**-0.5 < found["item_embedding"][1] <= 2000**-0.5
+    for convolution in ("first", "second"):
+        for leaf in ("kernel", "bias"):
+            largest = found[f"blocks.0.{convolution}.taps.{leaf}"][1]
+            assert 0.9 * 192**-0.5 < largest <= 192**-0.5
+    assert found["out.kernel"][0] == pytest.approx((2 / 128) ** 0.5, rel=0.05)
+    assert found["out.bias"] == pytest.approx((0.0, 0.1, 0.1), abs=1e-6)
+
+
+def test_initialisation_of_bert4rec_is_recboles():
+    """Normal of 0.02 for every matrix and embedding, no bias."""
+    found = std_of("bert4rec")
+    for name, (std, largest, mean) in found.items():
+        if name.endswith("bias"):
+            assert largest == 0
+        elif name.endswith("scale"):
+            assert (std, mean) == (0, 1)
+        else:
+            assert std == pytest.approx(0.02, rel=0.2), name
