@@ -27,9 +27,10 @@ def test_every_step_of_every_sequence_is_in_one(longest, step):
 
 @pytest.mark.parametrize("hides", [False, True])
 def test_an_epoch_trains_on_every_item(hides):
-    """But the first of each sequence, which nothing precedes, where the next item is asked for."""
+    """But the first of each sequence, which nothing precedes, where the next item is asked for; windows stay whole."""
     made = random_dataset(users=24, items=60, longest=30)
-    cfg = config.Teacher(batch=1, max_len=6, loss="ce", windows="all")
+    whole = config.BERT4Rec(cut=0.0)
+    cfg = config.Teacher(batch=1, max_len=6, loss="ce", windows="all", bert4rec=whole)
     batches = TeacherBatches(made, cfg, hides, 0, 1)
     seen: dict[int, set[int]] = {}
     for step in range(batches.order.steps_per_epoch):
