@@ -41,6 +41,10 @@ def _kept(function: Callable[..., Any], params: Any, *args: Any) -> int:
     return nbytes(jax.eval_shape(backward, params, *args))
 
 
+def _columns(shape: plan.Windows) -> int:
+    return sum(rows * width for rows, width in shape)
+
+
 @dataclass(frozen=True)
 class TeacherJob:
     """The training of a CF-SRec, as far as memory goes."""
@@ -54,16 +58,15 @@ class TeacherJob:
         shape = self._dearest() if shape is None else shape
         cfg, items = self.cfg.teacher, self.dataset.catalog.size
         graphdef, params = self._model
-        columns = sum(rows * width for rows, width in shape)
+        columns = _columns(shape)
         groups, key = self._batch(shape), jax.eval_shape(lambda: jax.random.key(0))
         loss = lambda params, groups, key: cf.loss(
             nnx.merge(graphdef, params), groups, cfg.loss, key
         )
         step = nbytes(params) + _kept(loss, params, groups, key)
         beyond = FP32 * columns * cf.MODELS[cfg.model].backward(cfg)
-        if (
-            cfg.loss == "ce"
-        ):  # it makes the table's gradients in the forward pass, when no others are there yet
+        if cfg.loss == "ce":
+            # the table's gradients are made in the forward pass, when no others are there yet
             tiles = FP32 * TILES * losses.tile_of(columns, items) * items
             step += max(tiles + min(beyond, 0), beyond) - FP32 * items * cfg.d
         else:
@@ -88,10 +91,10 @@ class TeacherJob:
         met = plan.met_windows(
             *(batches.shapes, batches.lengths, batches.rows, min(PASSES, passes), cfg.seed)
         )
-        return max(met, key=lambda shape: sum(rows * width for rows, width in shape))
+        return max(met, key=_columns)
 
     def _batch(self, shape: plan.Windows) -> cf.Groups:
-        drawn = 0 if self.cfg.teacher.loss == "ce" else self.cfg.teacher.negatives
+        drawn = loaders.drawn(self.cfg.teacher)
         ids = lambda *shape: Shape(shape, jnp.int32)
         return tuple(
             SequenceBatch(ids(*grid), ids(*grid), ids(*grid) if drawn == 1 else ids(*grid, drawn))
@@ -100,9 +103,8 @@ class TeacherJob:
 
     def _encoding(self) -> int:
         cfg, (graphdef, params) = self.cfg.teacher, self._model
-        width = min(
-            cfg.max_len, int(self.dataset.train.lengths.max()) + 1
-        )  # with validation's item
+        longest = int(self.dataset.train.lengths.max()) + 1  # with validation's item
+        width = min(cfg.max_len, longest)
         history = Shape((loaders.TEACHER_ROWS, width), jnp.int32)
         encode = lambda params, history: nnx.merge(graphdef, params).user_repr(history)
         return int(FORWARD * _kept(encode, params, history) / cfg.blocks)

@@ -76,8 +76,7 @@ class GRU4Rec:
 class BERT4Rec:
     inner: int = 256  # hidden width of the feed-forward layers
     share: float = 0.2  # of the items of a window that are hidden, at least one
-    # of the windows, where what follows behind any one of the items is cut off, and it alone is hidden: as the next one is for a user
-    cut: float = 0.5
+    cut: float = 0.5  # of the windows, cut behind any item: it alone is hidden, as a user's next
 
 
 @dataclass

@@ -86,6 +86,11 @@ def own(devices: int, mine: Sequence[int] | None) -> list[int]:
     return list(range(devices) if mine is None else mine)
 
 
+def drawn(cfg: config.Teacher) -> int:
+    """Negatives per column of a CF-SRec's batches; a loss over the catalogue needs none."""
+    return 0 if cfg.loss == "ce" else cfg.negatives
+
+
 class TeacherBatches:
     """A CF-SRec's training batches: windows of similar length grouped, so that short users cost little (S2-S5)."""
 
@@ -134,10 +139,8 @@ class TeacherBatches:
             width = min(width, self.cfg.max_len)
             asked = self._hidden if self.hides else self._next
             history, positive = asked(members, width, epoch)
-            # a loss over the catalogue needs none
-            number = 0 if self.cfg.loss == "ce" else self.cfg.negatives
             negative = sampling.teacher_negatives(
-                self.dataset, members.users, positive, number, self.seed, epoch
+                self.dataset, members.users, positive, drawn(self.cfg), self.seed, epoch
             )
             groups.append(SequenceBatch(history, positive, negative))
         return tuple(groups)

@@ -111,11 +111,8 @@ def test_what_stage_1_needs():
 
 def test_what_does_not_fit_says_what_would(job):
     """As few halvings as it takes, each of which holds; and where nothing fits, how much it takes."""
-    deep = {
-        **GRU4REC,
-        "teacher.blocks": 4,
-        "teacher.batch": 256,
-    }  # validation is not the dearest part
+    # validation is not the dearest part
+    deep = {**GRU4REC, "teacher.blocks": 4, "teacher.batch": 256}
     tried = job(deep)
     half = job({**deep, "teacher.batch": 128})
     room = int(MARGIN * (half.needs().total + 1))

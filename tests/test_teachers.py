@@ -3,6 +3,7 @@
 import pytest
 
 from llmsrec_jax import pipeline
+from llmsrec_jax.keys import TEACHER, Keys
 from llmsrec_jax.models import cf
 from llmsrec_jax.presets import PRESETS
 from tests.systems import records, tiny
@@ -28,6 +29,13 @@ def test_any_of_them_teaches(copy, name):
     assert {f"llm_srec, teacher {name} sampled_ce", f"teacher {name} sampled_ce"} <= names
     for stage, count in (("data", 1), ("tokens", 1), ("teacher", 2), ("checkpoints", 2)):
         assert len(list((copy / stage).iterdir())) == count, stage
+
+
+def test_a_teacher_does_not_depend_on_the_settings_of_other_models():
+    for name in cf.MODELS:
+        fields = Keys(tiny(PRESETS.get(name, {})))(TEACHER)
+        groups = {field.split(".")[1] for field in fields if field.count(".") == 2}
+        assert groups & set(cf.MODELS) == {name} - {"sasrec"}
 
 
 @pytest.mark.slow

@@ -51,8 +51,12 @@ class Alignment:
         """Stops before the long work."""
         if not self._trains or self._work.done(self._stage):
             return
+        self._rows()
+
+    def _rows(self) -> int:
+        """Samples per device and step; ValueError where batches are uneven."""
         batch = min(self._work.cfg.alignment.batch, len(self._samples))
-        loaders.per_device(batch, self._work.devices, "alignment.batch")
+        return loaders.per_device(batch, self._work.devices, "alignment.batch")
 
     def require_memory(self) -> None:
         """Stops before the long work, where training would not fit.
@@ -63,9 +67,8 @@ class Alignment:
         work, cfg = self._work, self._work.cfg
         if not self._trains or work.done(self._stage):
             return
-        rows = -(-min(cfg.alignment.batch, len(self._samples)) // work.devices)
         items, width = self._data.dataset.catalog.size, self._texts_stage.info["width"]
-        needs = cf_memory.alignment_needs(cfg, items, width, rows)
+        needs = cf_memory.alignment_needs(cfg, items, width, self._rows())
         limit = memory.available(work.mesh, cfg.mesh.memory_gib)
         if not memory.fits(needs.total, limit):
             raise ValueError(
