@@ -140,7 +140,7 @@ class TeacherBatches:
             asked = self._hidden if self.hides else self._next
             history, positive = asked(members, width, epoch)
             negative = sampling.teacher_negatives(
-                self.dataset, members.users, positive, drawn(self.cfg), self.seed, epoch
+                self.dataset, members, positive, drawn(self.cfg), self.seed, epoch
             )
             groups.append(SequenceBatch(history, positive, negative))
         return tuple(groups)
@@ -196,12 +196,13 @@ class AlignBatches:
     def __call__(self, step: int) -> AlignBatch:
         """Arrays [own devices, rows, ...]."""
         rows = self.order(step).reshape(self.devices, self.rows)[self.mine]
-        users, positive = self.samples.users[rows.ravel()], self.samples.targets[rows]
-        drawn = sampling.teacher_negatives(
-            *(self.samples.dataset, users, positive.reshape(-1, 1), 1, self.seed),
+        samples, positive = self.samples, self.samples.targets[rows]
+        of = Stretches(samples.users, samples.later).take(rows.ravel())
+        negative = sampling.teacher_negatives(
+            *(samples.dataset, of, positive.reshape(-1, 1), 1, self.seed),
             epoch=step // self.order.steps_per_epoch,
         )
-        return AlignBatch(self.cf_user_repr[rows], positive, drawn.reshape(rows.shape))
+        return AlignBatch(self.cf_user_repr[rows], positive, negative.reshape(rows.shape))
 
 
 def shows_items(order: EpochOrder, step: int, train: config.Train) -> np.ndarray | None:

@@ -340,29 +340,32 @@ def test_teacher_windows(sequences, devices):
 
 
 def windows_seen(batches, epochs):
-    """Of every epoch {(items of a window, pads left out): which of them are hidden}."""
+    """Of every epoch [(items of a window, pads left out, which of them are hidden, negatives)]."""
     for epoch in range(epochs):
-        seen: dict[tuple[int, ...], tuple[bool, ...]] = {}
+        seen: list[tuple[tuple[int, ...], tuple[bool, ...], bytes]] = []
         steps = batches.order.steps_per_epoch
         for group in itertools.chain(*map(batches, range(epoch * steps, (epoch + 1) * steps))):
             hidden = group.history == HIDDEN
             assert (hidden == (group.positive > 0)).all()
             assert ((group.negative > 0) == hidden[..., None]).all()
-            whole = np.where(hidden, group.positive, group.history)[0]
-            for items, asked in zip(whole, hidden[0], strict=True):
-                seen[tuple(items[items > 0])] = tuple(asked[items > 0])
+            whole = np.where(hidden, group.positive, group.history)
+            for each in np.ndindex(whole.shape[:2]):
+                live = whole[each] > 0
+                negatives = group.negative[each][hidden[each]].tobytes()
+                seen.append((tuple(whole[each][live]), tuple(hidden[each][live]), negatives))
         yield seen
 
 
-def hiding(sequences, cut, **changes):
+def hiding(sequences, cut, devices=1, **changes):
     settings = {"batch": 8, "max_len": 12, "negatives": 2, "model": "bert4rec", **changes}
     cfg = config.Teacher(bert4rec=config.BERT4Rec(cut=cut), **settings)
-    return TeacherBatches(sequences, cfg, True, 0, 1)
+    return TeacherBatches(sequences, cfg, True, 0, devices)
 
 
 def test_hidden_items_and_what_they_are(sequences):
     """Whole training sequences, each item seen or asked for; fresh every epoch, negatives only where asked."""
-    first, second = windows_seen(hiding(sequences, cut=0.0), 2)
+    seen = windows_seen(hiding(sequences, cut=0.0), 2)
+    first, second = ({items: asked for items, asked, _ in epoch} for epoch in seen)
     wanted = {tuple(sequences.train[user][0][-12:]) for user in sequences.eligible("train")}
     assert set(first) < wanted and len(first) == 48
     both = set(first) & set(second)
@@ -371,17 +374,34 @@ def test_hidden_items_and_what_they_are(sequences):
 
 @pytest.mark.parametrize(("windows", "max_len"), [("last", 12), ("all", 4)])
 def test_windows_that_are_cut_end_with_the_only_hidden_item(windows, max_len, sequences):
-    """The longest windows that end there, of other places every epoch."""
+    """The longest windows that end there; any item but the first of all is the last one of some."""
     users = [tuple(sequences.train[user][0]) for user in sequences.eligible("train")]
     known = {
         whole[max(0, end - max_len) : end] for whole in users for end in range(1, len(whole) + 1)
     }
     batches = hiding(sequences, cut=1.0, windows=windows, max_len=max_len)
-    epochs = list(windows_seen(batches, 20))
-    for items, asked in itertools.chain.from_iterable(seen.items() for seen in epochs):
+    seen = list(itertools.chain(*windows_seen(batches, 60)))
+    for items, asked, _ in seen:
         assert asked == (False,) * (len(items) - 1) + (True,) and items in known
-    ends = {items for seen in epochs for items in seen}
+    ends = {items for items, _, _ in seen}
     assert len(ends) > 3 * len(users)
+    few = [whole for whole in users if len(whole) <= 4]
+    assert len(few) > 2
+    for whole in few:
+        asked_at = {end for end in range(1, len(whole) + 1) if whole[:end] in ends}
+        assert asked_at == set(range(2, len(whole) + 1))
+
+
+@pytest.mark.parametrize("windows", ["last", "all"])
+def test_what_is_hidden_does_not_depend_on_the_batch(windows, sequences):
+    """Nor on the devices; and windows of one user have negatives of their own."""
+    alone, among = (
+        next(windows_seen(hiding(sequences, 0.5, devices, windows=windows, batch=batch), 1))
+        for devices, batch in ((1, 1), (4, 16))
+    )
+    assert set(among) < set(alone) and len(among) == len(alone) // 16 * 16
+    drawn = [negatives for _, asked, negatives in alone if sum(asked) == 1]
+    assert len(set(drawn)) == len(drawn) > 10
 
 
 def test_a_loss_over_the_catalogue_needs_no_negatives(sequences):

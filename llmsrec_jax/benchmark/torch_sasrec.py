@@ -107,7 +107,7 @@ def windows(batches: loaders.TeacherBatches, step: int) -> tuple[torch.Tensor, .
     window = loaders.windows(batches.dataset.train, of, batches.cfg.max_len + 1)
     history, positive = window[:, :-1], np.where(window[:, :-1] > 0, window[:, 1:], 0)
     options = batches.cfg.negatives, batches.seed, epoch
-    negative = sampling.teacher_negatives(batches.dataset, of.users, positive, *options)
+    negative = sampling.teacher_negatives(batches.dataset, of, positive, *options)
     return tuple(torch.from_numpy(x.astype(np.int64)) for x in (history, positive, negative))
 
 

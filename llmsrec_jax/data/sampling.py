@@ -12,6 +12,7 @@ from llmsrec_jax.data import counter, storage
 from llmsrec_jax.data.interactions import UserSequences
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.data.splits import Dataset
+from llmsrec_jax.data.stretches import Stretches
 from llmsrec_jax.data.unseen import Unseen
 
 _BLOCK = 8192  # users drawn at once: bounds the memory
@@ -81,19 +82,20 @@ def shown(users: np.ndarray, number: int, seed: int, *keys: Any) -> np.ndarray:
 
 
 def teacher_negatives(
-    dataset: Dataset, users: np.ndarray, positive: np.ndarray, num: int, seed: int, epoch: int
+    dataset: Dataset, of: Stretches, positive: np.ndarray, num: int, seed: int, epoch: int
 ) -> np.ndarray:
     """int32 [B, L, num]: uniform negatives per position of `positive` [B, L] (0 = pad), none of the user's training items.
 
-    A function of (seed, epoch, user, distance from the right edge), so the window's width does not matter.
+    A function of (seed, epoch, user, items behind the stretch, distance from the right edge), so the window's width does not matter.
     """
     unseen = dataset.unseen
-    users = np.asarray(users, dtype=np.int64)[:, None, None]
+    users = np.asarray(of.users, dtype=np.int64)[:, None, None]
+    key = (epoch + (of.back << 32))[:, None, None]  # of a user's end: the epoch alone
     if np.any(unseen.available[users] == 0):
         name = str(dataset.user_keys[users[np.argmin(unseen.available[users[:, 0, 0]]), 0, 0]])
         raise ValueError(f"user {name!r} has every item in training: no negative is left")
     place, which = np.arange(positive.shape[1])[::-1, None], np.arange(num)
-    rank = counter.below(unseen.available[users], seed, "teacher", epoch, users, place, which)
+    rank = counter.below(unseen.available[users], seed, "teacher", key, users, place, which)
     return np.where(positive[..., None] > 0, unseen.item(users, rank), 0).astype(np.int32)
 
 
@@ -102,7 +104,7 @@ def cuts(
 ) -> np.ndarray:
     """int64 [n]: how many items are cut off behind windows of `lengths` items; -1 = the window stays whole (S4).
 
-    `share` of them are cut, anywhere but before their second item. A function of (seed, epoch, user, where the window ends).
+    `share` of them are cut, anywhere behind their second item or a later one. A function of (seed, epoch, user, where the window ends).
     """
     keys = seed, "cut", epoch, users, back
     behind = counter.below(np.maximum(lengths - 1, 1), *keys, "at")

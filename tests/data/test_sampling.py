@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llmsrec_jax.data import sampling
 from llmsrec_jax.data.samples import Samples
+from llmsrec_jax.data.stretches import Stretches
 from tests.factories import dataset, random_dataset
 
 SAMPLINGS = st.sampled_from(["uniform", "popularity"])
@@ -199,26 +200,29 @@ def test_teacher_negatives(seed, epoch, data):
     users = np.asarray(data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=9)))
     positive = np.ones((len(users), 7), dtype=np.int32)
     positive[:, :2] = 0
-    drawn = sampling.teacher_negatives(made, users, positive, 2, seed, epoch)
+    drawn = sampling.teacher_negatives(made, Stretches.last(users), positive, 2, seed, epoch)
     assert drawn.dtype == np.int32 and drawn.shape == (*positive.shape, 2)
     assert (drawn[:, :2] == 0).all() and drawn[:, 2:].min() >= 1
     for user, row in zip(users, drawn[:, 2:], strict=True):
         assert not set(row.ravel()) & set(made.train[user][0]) and row.max() <= 20
-    narrow = sampling.teacher_negatives(made, users[:1], positive[:1, 3:], 1, seed, epoch)
+    alone = Stretches.last(users[:1])
+    narrow = sampling.teacher_negatives(made, alone, positive[:1, 3:], 1, seed, epoch)
     assert (narrow == drawn[:1, 3:, :1]).all()
 
 
-def test_teacher_negatives_change_with_the_epoch_and_need_an_item():
+def test_teacher_negatives_change_with_the_epoch_and_the_stretch_and_need_an_item():
     made = random_dataset(users=30, items=200)
-    users, positive = np.arange(30), np.ones((30, 20), dtype=np.int32)
-    first, second = (sampling.teacher_negatives(made, users, positive, 2, 0, e) for e in (0, 1))
-    assert (first == second).mean() < 0.05 and (first[..., 0] == first[..., 1]).mean() < 0.05
+    last, positive = Stretches.last(np.arange(30)), np.ones((30, 20), dtype=np.int32)
+    draw = lambda of, epoch: sampling.teacher_negatives(made, of, positive, 2, 0, epoch)
+    first, others = draw(last, 0), (draw(last, 1), draw(last.before(np.full(30, 5)), 0))
+    assert all((first == other).mean() < 0.05 for other in others)
+    assert (first[..., 0] == first[..., 1]).mean() < 0.05
     full = dataset([[1, 2, 3, 4], [1, 2, 3, 4, 1, 2]], items=4)
-    drawn = sampling.teacher_negatives(full, np.asarray([0]), positive[:1], 1, 0, 0)
+    drawn = sampling.teacher_negatives(full, Stretches.last(np.asarray([0])), positive[:1], 1, 0, 0)
     # the later items of the user can be drawn, the training items cannot
     assert set(drawn.ravel()) == {3, 4}
     with pytest.raises(ValueError, match="user 'u1' has every item in training"):
-        sampling.teacher_negatives(full, np.arange(2), positive[:2], 1, 0, 0)
+        sampling.teacher_negatives(full, Stretches.last(np.arange(2)), positive[:2], 1, 0, 0)
 
 
 @given(st.integers(0, 50), st.floats(0.01, 1))
