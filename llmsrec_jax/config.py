@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
-from llmsrec_jax.presets import PRESETS, READ_BY
+from llmsrec_jax.presets import PRESETS, READ_BY, SYSTEM_WORDS, TEACHER_WORDS
 
 
 @dataclass
@@ -76,7 +76,8 @@ class GRU4Rec:
 class BERT4Rec:
     inner: int = 256  # hidden width of the feed-forward layers
     share: float = 0.2  # of the items of a window that are hidden, at least one
-    cut: float = 0.5  # of the windows, cut behind any item: it alone is hidden, as a user's next
+    # of the windows, cut behind any item but the first: it alone is hidden, as a user's next
+    cut: float = 0.5
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Teacher:
     loss: Literal["bce", "ce", "sampled_ce"] = "bce"
     d: int = 64  # CF width E
     max_len: int = 128  # items in the window
-    # what is trained on of longer histories: their last items | everything, in windows evenly spaced
+    # what of longer histories is to be guessed: their last items | everything, in windows evenly spaced
     windows: Literal["last", "all"] = "last"
     blocks: int = 2  # layers
     heads: int = 1  # of attention
@@ -463,8 +464,14 @@ def preset(config: Config, words: str) -> Config:
     """A copy of `config` after the comma-separated words of PRESETS, left to right.
 
     Raises:
-      ValueError: an unknown word.
+      ValueError: an unknown word, or two systems.
     """
+    for either in SYSTEM_WORDS, TEACHER_WORDS:
+        named = sorted(set(words.split(",")) & set(either))
+        if len(named) > 1:
+            raise ValueError(
+                f"{' and '.join(named)}: a configuration is one of {', '.join(either)}"
+            )
     for word in filter(None, words.split(",")):
         if word not in PRESETS:
             hint = closest(word, list(PRESETS))

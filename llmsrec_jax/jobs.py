@@ -26,7 +26,6 @@ from llmsrec_jax.llama import config as llama
 from llmsrec_jax.metrics import mean_and_se
 from llmsrec_jax.outcomes import Outcomes
 from llmsrec_jax.schema import COSINE, COSINE_HIDDEN, HIT_VALID
-from llmsrec_jax.text import config as text
 
 
 class Found(NamedTuple):
@@ -80,12 +79,9 @@ class Judged:
 
     @property
     def _is_here(self) -> bool:
-        """Whether the backbone is, and the text encoder: asking for a plan downloads nothing."""
+        """Whether the backbone is: asking for a plan downloads nothing."""
         cfg = self.run.work.cfg
-        if not self.with_llm:
-            return True
-        reads = not cfg.alignment.trains or text.is_here(cfg.alignment.text)
-        return reads and llama.is_here(cfg.llm.path, cfg.llm.revision)
+        return not self.with_llm or llama.is_here(cfg.llm.path, cfg.llm.revision)
 
     def operations(self) -> estimate.Operations | None:
         return estimate.operations(self.run, self.with_llm) if self._is_here else None

@@ -47,7 +47,6 @@ JUDGED = {  # with LLM-SRec or without -> fields of what is said of the models
     False: (*TEACHER, *CANDIDATES["test"], *_RULES, "prompts.history_len"),
 }
 JUDGED_ELSEWHERE = (*JUDGED[True], "transfer")
-_OF_MODELS = ("teacher.gru4rec.", "teacher.bert4rec.", "teacher.nextitnet.")
 _OF_TITLES = ("prompts.task", "prompts.title_tokens")
 _OF_VECTORS = ("head.", "distill.", "uniformity.", "evaluate.score", "llm.item_store_dtype")
 OWN_TOKENIZERS = ("", "catalogue")  # values of llm.tokenizer that name no folder
@@ -69,7 +68,7 @@ class Keys:
         prompts = self._cfg.prompts
         unsaid += ("prompts.item_repr",) if prompts.item_repr else ()
         unsaid += () if self._cfg.teacher.windows == "all" else ("teacher.windows",)
-        unsaid += tuple(one for one in _OF_MODELS if one != f"teacher.{self._cfg.teacher.model}.")
+        unsaid += tuple(config.unread(self._cfg))
         unsaid += () if self._cfg.train.curriculum else ("train.curriculum",)
         unsaid += _OF_TITLES if prompts.retrieves else _OF_VECTORS
         # settings of what is not there: keys are as if there were no such settings

@@ -45,7 +45,7 @@ class Needs(NamedTuple):
     step: int  # activations and gradients
     encoding: int  # a block of prompts or windows, in validations
     weights: int = 0  # of the frozen backbone
-    teacher: int = 0  # its item vectors, or the joint ones
+    teacher: int = 0  # its item vectors or the joint ones, and those of titles
     store: int = 0  # keys and values of item prefixes
     filling: int = 0  # of the store, once
 

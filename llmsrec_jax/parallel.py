@@ -150,6 +150,32 @@ def put_batch(batch: Any, mesh: DeviceMesh) -> Any:
     return jax.tree.map(put, batch)
 
 
+def replicated(shapes: Any, mesh: DeviceMesh) -> Any:
+    """What `replicate` makes of arrays of these shapes, as shapes."""
+    return _laid(shapes, mesh.sharding(), ())
+
+
+def parted(shapes: Any, mesh: DeviceMesh) -> Any:
+    """What `put_batch` makes of arrays whose parts have these shapes, as shapes."""
+    parts = len(mesh.mine) if mesh.mode == "pmap" else mesh.parts
+    return _laid(shapes, mesh.sharding(mesh.axis), (parts,))
+
+
+def _laid(shapes: Any, sharding: NamedSharding, before: tuple[int, ...]) -> Any:
+    lay = lambda x: jax.ShapeDtypeStruct((*before, *x.shape), x.dtype, sharding=sharding)
+    return jax.tree.map(lay, shapes)
+
+
+def temporary(wrapped: Any, *args: Any) -> int:
+    """Bytes that a compiled function needs on each device beside its arguments, by XLA's account.
+
+    args: shapes, of `replicated` or `parted`. Where it is called with such arrays, the program is the same, compiled once.
+    """
+    found = wrapped.lower(*args).compile().memory_analysis()
+    beside = found.temp_size_in_bytes + found.output_size_in_bytes
+    return beside - found.alias_size_in_bytes
+
+
 def stack(shards: list[Any]) -> Any:
     """One tree per part -> one tree with a leading axis of parts."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *shards)

@@ -12,7 +12,7 @@ from llmsrec_jax import config, parallel, processes, results, rules, stores
 from llmsrec_jax.checkpoint import Lock, write_json
 from llmsrec_jax.llama import weights
 from llmsrec_jax.schema import STUDIES
-from llmsrec_jax.stages.alignment import Alignment
+from llmsrec_jax.stages.alignment import Alignment, require_encoder
 from llmsrec_jax.stages.entrants import Trained
 from llmsrec_jax.stages.judgement import Judgement
 from llmsrec_jax.stages.llm import LLMRec
@@ -66,7 +66,6 @@ def each(run: Run, steps: Iterable[Step]) -> None:
 READY: tuple[Step, ...] = (  # up to the long work, which is not begun where it could not be ended
     lambda run: run.data.prepare(),
     lambda run: run.data.require_order(),
-    lambda run: run.teacher.require_memory(),
     lambda run: run.tokens.require_titles(),
     lambda run: run.llm.require_even_batches(),
     lambda run: run.alignment.require_even_batches(),
@@ -75,8 +74,15 @@ READY: tuple[Step, ...] = (  # up to the long work, which is not begun where it 
     lambda run: run.alignment.require_memory(),
     lambda run: run.llm.require_memory(),
 )
+BEFORE: tuple[Step, ...] = (  # bad data are found before anything is trained
+    lambda run: require_encoder(run.work.cfg),
+    READY[0],
+    lambda run: run.transfer and run.transfer.prepare(),
+)
 TRAIN: tuple[Step, ...] = (
-    *READY,
+    READY[1],
+    lambda run: run.teacher.require_memory(),
+    *READY[2:],
     lambda run: run.before and each(run.before, READY),
     lambda run: run.teacher.train(),
     lambda run: run.alignment.train(),
@@ -89,19 +95,15 @@ EVALUATE: tuple[Step, ...] = (
     lambda run: run.judgement.judge(),
     lambda run: run.transfer and run.transfer.evaluate(),
 )
-BEFORE: tuple[Step, ...] = (  # bad data are found before anything is trained
-    TRAIN[0],
-    lambda run: run.transfer and run.transfer.prepare(),
-)
 STEPS: dict[str, tuple[Step, ...]] = {  # mode -> what it does, in order
-    "prepare": TRAIN[:1],
+    "prepare": READY[:1],
     "teacher": (
-        *(*TRAIN[:3], lambda run: run.teacher.train()),
+        *(READY[0], *TRAIN[:2], lambda run: run.teacher.train()),
         lambda run: run.teacher_judgement.judge(),
     ),
-    "train": TRAIN,
-    "evaluate": (lambda run: run.llm.require_trained(), *BEFORE, *TRAIN[1:], *EVALUATE),
-    "run": (*BEFORE, *TRAIN[1:], *EVALUATE),
+    "train": (*BEFORE[:2], *TRAIN),
+    "evaluate": (lambda run: run.llm.require_trained(), *BEFORE, *TRAIN, *EVALUATE),
+    "run": (*BEFORE, *TRAIN, *EVALUATE),
 }
 
 

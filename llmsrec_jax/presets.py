@@ -14,6 +14,10 @@ READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
     "teacher.negatives": ("teacher.loss", ("bce", "sampled_ce")),
 }
 
+# words of which a configuration has one at most, and whose settings together have a name in tables
+SYSTEM_WORDS = ("tallrec", "llara", "collm", "a_llmrec")
+TEACHER_WORDS = ("gru4rec", "bert4rec", "nextitnet")
+
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {"prompts.wording": "paper", "train.lr_schedule": "constant"},
@@ -88,7 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate.ks": (1, 5, 10),
     },
     "retrieval_only": {"distill.weight": 0.0, "uniformity.weight": 0.0},  # Table 8, row (a)
-    # other teachers, with RecBole's settings (S3-S5); each is also a system of its own (--mode=teacher)
+    # other teachers, with RecBole's settings (S3-S5) but for `cut`, which is ours; each is also a system of its own (--mode=teacher)
     "gru4rec": {
         "teacher.model": "gru4rec",
         "teacher.loss": "ce",

@@ -5,13 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmsrec_jax.presets import PRESETS
+from llmsrec_jax.presets import PRESETS, SYSTEM_WORDS, TEACHER_WORDS
 from llmsrec_jax.schema import TOLD_BY_NAME
 
 Settings = Mapping[str, Any]  # {dotted name: value}
 SHOWN = 3  # settings in a label
-# words whose settings together have a name in tables (results.SYSTEMS, schema.TEACHERS)
-NAMED = ("tallrec", "llara", "collm", "a_llmrec", "gru4rec", "bert4rec", "nextitnet")
+# of what they name, records tell what is in it
+CONTENTS = ("alignment.text",)
 
 
 def variant(settings: Settings) -> str:
@@ -26,8 +26,9 @@ def _told(name: str, value: Any) -> bool:
 
 def _promised(model: str) -> dict[str, Any]:
     """The settings that the name of a model tells: those of the systems it names."""
-    named = [PRESETS[word] for word in re.split("[ ,]+", model) if word in NAMED]
-    return {name: value for one in named for name, value in one.items()}
+    words = [word for word in re.split("[ ,]+", model) if word in (*SYSTEM_WORDS, *TEACHER_WORDS)]
+    said = {name: value for word in words for name, value in PRESETS[word].items()}
+    return {name: value for name, value in said.items() if name not in CONTENTS}
 
 
 def differing(rows: Sequence[Settings], models: Sequence[str] = ()) -> list[dict[str, Any]]:

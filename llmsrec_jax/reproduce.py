@@ -31,6 +31,7 @@ from llmsrec_jax.experiments import ALONE, TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
 from llmsrec_jax.schema import SCHEMA
+from llmsrec_jax.stages.alignment import require_encoder
 from llmsrec_jax.stages.transfer import elsewhere
 from llmsrec_jax.statistics import (
     FEWEST_SEEDS,
@@ -121,6 +122,8 @@ class Experimenter:
             if kind != TRANSFER:  # no cell asks for the other dataset
                 cfg = replace(cfg, transfer=config.Transfer())
             rules.validate(cfg)  # as it was written, like pipeline.run
+            if with_llm:
+                require_encoder(cfg)
             cfg = pipeline.settled(cfg)
             key = json.dumps([with_llm, config.to_dict(cfg)], sort_keys=True)
             if key not in self._jobs:

@@ -63,6 +63,31 @@ def test_it_stands_beside_the_others(done):
         assert line["loss"] == pytest.approx(np.dot(terms, [1, 1, 0.5, 0.2]), rel=1e-5)
 
 
+def test_its_name_says_which_text_encoder_it_has(again, changes, capsys):
+    """The preset's, or whichever: of one A-LLMRec there is nothing to tell."""
+    pipeline.run(tiny(changes), again)
+    shown = capsys.readouterr().out
+    assert "a_llmrec" in shown and "alignment.text" not in shown
+
+
+@pytest.mark.slow
+def test_titles_of_joint_embeddings(again, changes, monkeypatch):
+    """Both projectors train and nothing else; killed and gone on with, as if nothing had happened."""
+    words = {**changes, **PRESETS["title"], "train.negatives": 4, "evaluate.negatives": 10}
+    pipeline.run(tiny(words), again)
+    assert "a_llmrec, title generation" in {row["model"] for row in records(again)}
+    run = opened(again, words)
+    whole, before = named(run.llm._params), named(run.llm._model[1])
+    assert {name.partition(".")[0] for name in whole} == {"item_projector", "user_projector"}
+    assert all(np.any(whole[name] != before[name]) for name in whole)
+    shutil.rmtree(run.llm._stage.folder)
+    with killed(monkeypatch, checkpoints=3):
+        pipeline.run(tiny({**words, "train.save_every_s": 0.0}), again, "train")
+    pipeline.run(tiny(words), again, "train")
+    for name, values in named(opened(again, words).llm._params).items():
+        np.testing.assert_array_equal(values, whole[name], name)
+
+
 def test_what_trains_in_either_stage(done, changes):
     """Stage 1: both autoencoders, all of them, and nothing else. Stage 2: projectors, heads and tokens, and stage 1 no more."""
     run = opened(done, changes)

@@ -229,6 +229,13 @@ def test_an_unknown_word_is_refused():
         config.preset(config.Config(), "default,papr")
 
 
+@pytest.mark.parametrize("words", ["tallrec,llara", "collm,title,a_llmrec", "gru4rec,bert4rec"])
+def test_two_systems_are_refused(words):
+    """A mixture of their settings would have the name of one of them."""
+    with pytest.raises(ValueError, match="and .*: a configuration is one of (tallrec|gru4rec), "):
+        config.preset(config.Config(), words)
+
+
 def key(cfg: config.Config, *names: str) -> str:
     return config.key(config.subset(cfg, names))
 

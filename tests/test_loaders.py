@@ -300,11 +300,11 @@ def test_programs_are_compiled_once_per_shape(made):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_teacher_batches_are_a_function_of_the_step(sequences, devices):
-    forward = [teacher(sequences, devices)(step) for step in range(12)]
-    for step, found in zip(
-        range(5, 12), loaders.stream(teacher(sequences, devices), 5, 12), strict=True
-    ):
+@pytest.mark.parametrize("hides", [False, True])
+def test_teacher_batches_are_a_function_of_the_step(sequences, devices, hides):
+    new = lambda: hiding(sequences, 0.5, devices) if hides else teacher(sequences, devices)
+    forward = [new()(step) for step in range(12)]
+    for step, found in zip(range(5, 12), loaders.stream(new(), 5, 12), strict=True):
         assert_same(found, forward[step])
     assert not np.array_equal(
         forward[0][-1].history, teacher(sequences, devices, seed=1)(0)[-1].history

@@ -1,5 +1,6 @@
 """LoRA in LLM-SRec: what trains and what does not, every token live, dropout by step and token, whatever the devices."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llmsrec_jax import parallel, train
+from llmsrec_jax import loaders, parallel, train
+from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.llama import config as llama_config
 from llmsrec_jax.llama import weights
 from llmsrec_jax.llama.lora import TARGETS
@@ -103,6 +105,23 @@ def test_no_token_is_constant_while_lora_trains(made):
     with pytest.raises(ValueError, match="LoRA trains on every token, .* constant prefixes"):
         part = jax.tree.map(lambda x: x[0], plain.batches()(0))
         llm4rec.loss(model, llama, part, made.frozen, made.cfg)
+
+
+def test_cached_prefixes_hold_what_lora_adds(made):
+    """Where vectors are made, prefixes are constant again: vectors are those of prompts whose every token is live."""
+    model, llama = made.merged(jax.tree_util.tree_map_with_path(moved, made.params))
+    samples = Samples.of(made.dataset, np.arange(8), "last")
+    users = made.builder.users(samples.take(np.arange(8)), made.cf_users[samples.ends])
+    encode = nnx.jit(llm4rec.encode, static_argnums=0)
+    for kind, prompts in (("users", users), ("items", made.builder.items(np.arange(1, 9)))):
+        assert (prompts.prefix_len > 0).all()
+        vectors = []
+        for each in (prompts, replace(prompts, prefix_len=np.zeros_like(prompts.prefix_len))):
+            ((index, batch),) = loaders.encoding_batches(each, 8, 1, 1)
+            part = jax.tree.map(lambda x: x[0], batch)
+            vectors.append(np.asarray(encode(kind, model, llama, part, made.frozen)))
+            vectors[-1] = vectors[-1][np.argsort(index[0])]
+        assert relative_error(*vectors) < 1e-5
 
 
 def test_the_loss_with_b_zero_is_that_without(made):

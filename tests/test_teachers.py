@@ -1,12 +1,17 @@
 """Every CF-SRec through the stages of a run: alone, and as LLM-SRec's teacher (E23)."""
 
+import shutil
+
+import numpy as np
 import pytest
 
 from llmsrec_jax import pipeline
 from llmsrec_jax.keys import TEACHER, Keys
 from llmsrec_jax.models import cf
-from llmsrec_jax.presets import PRESETS
-from tests.systems import records, tiny
+from llmsrec_jax.presets import PRESETS, READ_BY
+from llmsrec_jax.writer import Writer
+from tests.kills import killed
+from tests.systems import named, records, tiny
 
 OTHERS = [name for name in cf.MODELS if name != "sasrec"]
 
@@ -21,6 +26,23 @@ def test_a_model_of_its_own(copy, name):
     assert len(list((copy / "teacher").iterdir())) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_it_goes_on_where_it_was_killed(copy, name, monkeypatch):
+    """With dropout, windows in other places every epoch: the same parameters, to the bit."""
+    changes = {**PRESETS[name], "teacher.dropout": 0.2, "teacher.windows": "all"}
+    teacher = lambda: pipeline.Run(tiny(changes), copy, Writer(copy, silent=True)).teacher
+    pipeline.run(tiny(changes), copy, "teacher")
+    whole, folder = named(teacher()._params), teacher()._stage.folder
+    shutil.rmtree(folder)
+    with killed(monkeypatch, checkpoints=3) as seen:
+        pipeline.run(tiny({**changes, "train.save_every_s": 0.0}), copy, "teacher")
+    assert seen == [1, 2, 3] and not (folder / "stage.json").exists()
+    pipeline.run(tiny(changes), copy, "teacher")
+    for leaf, values in named(teacher()._params).items():
+        np.testing.assert_array_equal(values, whole[leaf], leaf)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_any_of_them_teaches(copy, name):
     """Its user and item vectors are what LLM-SRec reads and learns from; data and tokens are shared."""
@@ -31,11 +53,15 @@ def test_any_of_them_teaches(copy, name):
         assert len(list((copy / stage).iterdir())) == count, stage
 
 
-def test_a_teacher_does_not_depend_on_the_settings_of_other_models():
+def test_a_teacher_does_not_depend_on_settings_that_it_does_not_read():
     for name in cf.MODELS:
-        fields = Keys(tiny(PRESETS.get(name, {})))(TEACHER)
-        groups = {field.split(".")[1] for field in fields if field.count(".") == 2}
-        assert groups & set(cf.MODELS) == {name} - {"sasrec"}
+        fields = set(Keys(tiny(PRESETS.get(name, {})))(TEACHER))
+        for row, (choice, values) in READ_BY.items():
+            if choice == "teacher.model":
+                found = {field for field in fields if field.startswith(row)}
+                assert bool(found) == (name in values), (name, row)
+    fields = {loss: Keys(tiny({"teacher.loss": loss}))(TEACHER) for loss in cf.LOSSES}
+    assert [loss for loss in fields if "teacher.negatives" in fields[loss]] == ["bce", "sampled_ce"]
 
 
 @pytest.mark.slow

@@ -3,17 +3,20 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from llmsrec_jax import config, pipeline, reproduce, results, rules
+from llmsrec_jax.batch import NOTHING
 from llmsrec_jax.checkpoint import read_json
 from llmsrec_jax.data import orders
 from llmsrec_jax.keys import TRAIN, Keys
 from llmsrec_jax.memory import GIB, MARGIN
 from llmsrec_jax.presets import PRESETS
+from llmsrec_jax.stages import titles
 from llmsrec_jax.stages.titles import TitleRec
 from llmsrec_jax.stages.work import Work
 from llmsrec_jax.writer import Writer
@@ -110,6 +113,73 @@ def test_what_is_counted_of_answers(folder, tmp_path, monkeypatch):
     assert found["hr_of_valid@1"] == (pytest.approx(1.5 / 3), 3)
     assert found["hr_constrained@1"] == (pytest.approx(1 / 40), 40)
     assert found["hr@1"] == (0.0, 40)  # the target's likelihood is the lowest
+
+
+def read_by(run: pipeline.Run, think):
+    """`evaluate.encode` with a reader in the LLM's place: think(row, tokens of a title) -> log-probability of each of them.
+
+    It sees what prompts ask for, and not which candidate a title is. What it is sure of is what greedy decoding writes.
+    """
+    ids, length = run.tokens.titles.tokens(np.arange(1, 3))
+    end = ids[0, length[0] - 1]
+    assert end == ids[1, length[1] - 1]
+
+    def encode(batches, encoder, frozen, params, mesh, rows, advance, kept):
+        found: dict[int, np.ndarray] = {}
+        for (index,), batch in batches:
+            width = batch.asked.at[0].shape[-1]
+            for row, tokens in zip(index, batch.asked.token.reshape(-1, width), strict=True):
+                asked = tokens[tokens != NOTHING]
+                titles = np.split(asked, np.flatnonzero(asked == end)[:-1] + 1)
+                thought = np.concatenate([think(row, tuple(title)) for title in titles])
+                pairs = np.zeros((1, width, 2), np.float32)
+                pairs[0, : len(asked)] = np.stack([thought, thought == 0], axis=1)
+                found[row] = kept(np.array([row]), pairs.reshape(1, -1))[0]
+        return np.stack([found[row] for row in range(rows)])
+
+    return SimpleNamespace(encode=encode)
+
+
+def test_a_reader_that_knows_is_always_right_and_one_that_guesses_is_not(
+    folder, tmp_path, monkeypatch
+):
+    """Through the prompts' order and back: 1 for the first, 1 in 11 for the other one."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for stage in ("titles", "judged"):
+        shutil.rmtree(copy / stage)
+    run = opened(copy)
+    users, candidates = run.data.candidates("test")
+    ids, length = run.tokens.titles.tokens(candidates[:, :1])
+    title = [tuple(one[0, :n]) for one, n in zip(ids, length[:, 0], strict=True)]
+    knows = lambda row, tokens: np.full(len(tokens), 0.0 if tokens == title[row] else -1.0)
+    monkeypatch.setattr(titles, "evaluate", read_by(run, knows))
+    pipeline.run(settings(order__permutations=0), copy, "evaluate")
+    own = [row for row in records(copy) if (row["model"], row["slice"]) == (LABEL, "all")]
+    found = {row["metric"]: row["value"] for row in own}
+    for metric in ("hr@1", "ndcg@10", "valid@1", "hr_free@1", "hr_of_valid@1", "hr_constrained@1"):
+        assert found[metric] == 1.0, metric
+    rng, asked = np.random.default_rng(0), run.llm._ask("test", users, *asked_of(run))
+    guesses = lambda row, tokens: np.full(len(tokens), -rng.random() / len(tokens))
+    monkeypatch.setattr(titles, "evaluate", read_by(run, guesses))
+    right = [run.llm._read(None, asked, "test")["score"].argmax(axis=1) == 0 for _ in range(30)]
+    share, users = np.mean(right), np.size(right)
+    assert abs(share - 1 / 11) < 3 * (1 / 11 * 10 / 11 / users) ** 0.5
+
+
+def asked_of(run: pipeline.Run):
+    return run.data.test_histories(0), run.data.candidates("test")[1]
+
+
+def test_candidates_are_shown_in_an_order_of_each_user(folder):
+    """The same every time; where the target stands tells nothing."""
+    run = opened(folder)
+    users, candidates = run.data.candidates("test")
+    shown, again = (run.llm._ask("test", users, *asked_of(run)).shown for _ in range(2))
+    np.testing.assert_array_equal(shown, again)
+    np.testing.assert_array_equal(np.sort(shown), np.sort(candidates))
+    places = (shown == candidates[:, :1]).argmax(axis=1)
+    assert len(set(places)) > 5 and abs(places.mean() - 5) < 3 * (10 / len(places)) ** 0.5
 
 
 def test_only_lora_trains(folder):

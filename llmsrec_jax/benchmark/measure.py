@@ -18,7 +18,7 @@ from llmsrec_jax.benchmark import alignment, growth, report, stages, table9, tas
 from llmsrec_jax.benchmark.stages import Bench
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.checkpoint import write_json
-from llmsrec_jax.text import config as text
+from llmsrec_jax.stages.alignment import require_encoder
 
 PACKAGES = ("llmsrec_jax", "jax", "jaxlib", "flax", "numpy", "torch", "transformers")
 
@@ -86,7 +86,7 @@ def run(
     if "alignment" in options.stages:
         if not cfg.alignment.trains:
             raise ValueError("--stages=alignment is A-LLMRec's stage 1: name alignment.text")
-        text.locate(cfg.alignment.text)  # before the long work
+        require_encoder(cfg)  # before the long work
     system = System.of(cfg)
     plan = memory_plan.choose(tasks.of(system).job, system.mesh)
     if "train" in options.stages:

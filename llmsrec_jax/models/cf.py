@@ -27,8 +27,6 @@ class Kind(NamedTuple):
     make: type[SASRec] | type[GRU4Rec] | type[BERT4Rec] | type[NextItNet]
     name: str
     operations: Callable[[config.Teacher, Lengths], Lengths]  # forward, of windows of n items
-    # floats per column that a training step holds beyond what a trace of its backward pass says: XLA's account, on CPU
-    backward: Callable[[config.Teacher], int] = lambda cfg: 0
     hides: bool = False  # trained to guess hidden items of a whole sequence, not the next one
 
 
@@ -54,9 +52,9 @@ def _nextitnet(cfg: config.Teacher, n: Lengths) -> Lengths:
 
 MODELS = {
     "sasrec": Kind(SASRec, "SASRec", _sasrec),
-    "gru4rec": Kind(GRU4Rec, "GRU4Rec", _gru4rec, lambda cfg: 8 * cfg.gru4rec.hidden),
+    "gru4rec": Kind(GRU4Rec, "GRU4Rec", _gru4rec),
     "bert4rec": Kind(BERT4Rec, "BERT4Rec", _bert4rec, hides=True),
-    "nextitnet": Kind(NextItNet, "NextItNet", _nextitnet, lambda cfg: -7 * cfg.blocks * cfg.d),
+    "nextitnet": Kind(NextItNet, "NextItNet", _nextitnet),
 }
 
 

@@ -2,7 +2,8 @@
 
 Residual blocks (b) of two causal convolutions, the second dilated twice as wide, each followed by LayerNorm and ReLU; a linear
 layer at the end. Zeros stand before the first item, so that a window's width does not matter. RecBole adds penalties on the
-weights, the original trains on sampled softmax; here `teacher.loss` says.
+weights, the original trains on sampled softmax; here `teacher.loss` says. The preset `nextitnet` is RecBole's: full cross-entropy,
+width 64, kernels of 3, dilations (1, 4) five times over, no dropout.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import cf_memory, evaluate, loaders, memory, parallel, results, train
+from llmsrec_jax import config, evaluate, loaders, memory, parallel, results, train
+from llmsrec_jax.cf_training import AlignmentJob, alignment_rows
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data import storage
 from llmsrec_jax.data.samples import Samples
@@ -26,10 +27,21 @@ from llmsrec_jax.models import allmrec
 from llmsrec_jax.stages.preparation import Prepared
 from llmsrec_jax.stages.teacher import Teacher
 from llmsrec_jax.stages.work import Work
+from llmsrec_jax.text import config as text
 from llmsrec_jax.text import encoder
 
 ALIGNMENT_KEY = 4  # random stream
 TEXTS_FILE = "titles.npz"
+
+
+def require_encoder(cfg: config.Config) -> None:
+    """Raises ValueError where the text encoder that it asks for is not here."""
+    if not cfg.alignment.trains:
+        return
+    try:
+        text.locate(cfg.alignment.text)
+    except ValueError as error:
+        raise ValueError(f"alignment.text={cfg.alignment.text}: {error}") from error
 
 
 class Alignment:
@@ -47,35 +59,24 @@ class Alignment:
     def _texts_stage(self) -> Stage:
         return self._work.stage("texts", TEXTS)
 
+    @cached_property
+    def _job(self) -> AlignmentJob:
+        items, width = self._data.dataset.catalog.size, self._texts_stage.info["width"]
+        return AlignmentJob(self._work.cfg, self._work.mesh, items, width, len(self._samples))
+
     def require_even_batches(self) -> None:
         """Stops before the long work."""
         if not self._trains or self._work.done(self._stage):
             return
-        self._rows()
-
-    def _rows(self) -> int:
-        """Samples per device and step; ValueError where batches are uneven."""
-        batch = min(self._work.cfg.alignment.batch, len(self._samples))
-        return loaders.per_device(batch, self._work.devices, "alignment.batch")
+        alignment_rows(self._work.cfg, len(self._samples), self._work.devices)
 
     def require_memory(self) -> None:
-        """Stops before the long work, where training would not fit.
-
-        Raises:
-          ValueError: it takes more than the devices have.
-        """
+        """Stops before the long work, where training would not fit."""
         work, cfg = self._work, self._work.cfg
         if not self._trains or work.done(self._stage):
             return
-        items, width = self._data.dataset.catalog.size, self._texts_stage.info["width"]
-        needs = cf_memory.alignment_needs(cfg, items, width, self._rows())
         limit = memory.available(work.mesh, cfg.mesh.memory_gib)
-        if not memory.fits(needs.total, limit):
-            raise ValueError(
-                f"alignment: training does not fit: {needs.listed(limit)}\n"
-                "a text encoder of narrower vectors (alignment.text), smaller alignment.middle or fewer items need less"
-            )
-        work.writer.say(f"alignment: {needs.listed(limit)}")
+        work.writer.say(f"alignment: {self._job.require(limit).listed(limit)}")
 
     # titles ---------------------------------------------------------------------------------------------------
 
@@ -137,21 +138,17 @@ class Alignment:
         )
         users, candidates = self._data.candidates("valid")
         user = self._teacher.users(self._data.dataset.inputs("valid", users))
-        decoded = parallel.everywhere(
-            lambda params, cf_items: allmrec.decoded(nnx.merge(graphdef, params), cf_items), mesh
-        )
 
         def validate(state: train.State) -> dict[str, float]:
-            vectors = Vectors(user, np.asarray(decoded(state.params, frozen.cf_items)))
+            vectors = Vectors(user, np.asarray(self._job.decoded(state.params, frozen.cf_items)))
             return evaluate.selection_metric(vectors, candidates, 10, work.cfg.evaluate.ties)
 
-        per_device = partial(train.align_step, model=graphdef, cfg=work.cfg, axis=mesh.axis)
         per_epoch = batches.order.steps_per_epoch
         job = train.Job(
             stage="alignment",
             key=self._stage.key,
             model=f"{results.label(work.cfg)}, seed {work.cfg.seed}",
-            step=parallel.train_wrapper(per_device, mesh),
+            step=self._job.step,
             frozen=frozen,
             batches=partial(loaders.stream, batches),
             put=partial(parallel.put_batch, mesh=mesh),

@@ -1,13 +1,13 @@
 """teacher: a CF-SRec, trained on interactions alone, then frozen."""
 
 from functools import cached_property, partial
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from llmsrec_jax import cf_memory, evaluate, loaders, memory, parallel, results, train
+from llmsrec_jax import evaluate, loaders, memory, parallel, results, train
+from llmsrec_jax.cf_training import TeacherJob
 from llmsrec_jax.checkpoint import Stage
 from llmsrec_jax.data.interactions import Histories
 from llmsrec_jax.evaluate import Vectors
@@ -35,6 +35,10 @@ class Teacher:
         size = self._data.dataset.catalog.size
         return nnx.split(cf.new(size, self._work.cfg.teacher, rngs))
 
+    @cached_property
+    def _job(self) -> TeacherJob:
+        return TeacherJob(self._work.cfg, self._work.mesh, self._data.training)
+
     @property
     def _stage(self) -> Stage:
         return self._work.stage("teacher", TEACHER)
@@ -45,20 +49,14 @@ class Teacher:
         if work.done(self._stage):
             return
         limit = memory.available(work.mesh, work.cfg.mesh.memory_gib)
-        needs = cf_memory.TeacherJob(work.cfg, self._data.training, work.devices).require(limit)
-        work.writer.say(f"teacher: {needs.listed(limit)}")
+        work.writer.say(f"teacher: {self._job.require(limit).listed(limit)}")
 
     def train(self) -> None:
         """Trains it, or goes on training it; keeps the best checkpoint (D31)."""
         work, cfg, stage = self._work, self._work.cfg.teacher, self._stage
         if work.done(stage):
             return
-        graphdef, params = self._model
-        dataset, seed = self._data.training, work.cfg.seed
-        batches = loaders.TeacherBatches(
-            *(dataset, cfg, cf.MODELS[cfg.model].hides, seed, work.devices, work.mine)
-        )
-        per_device = partial(train.teacher_step, model=graphdef, cfg=work.cfg, axis=work.mesh.axis)
+        batches = self._job.batches
         per_epoch = batches.order.steps_per_epoch
         total = per_epoch * cfg.epochs
         every = per_epoch * cfg.validate_every
@@ -72,8 +70,8 @@ class Teacher:
         job = train.Job(
             stage="teacher",
             key=stage.key,
-            model=f"{results.teacher(work.cfg)}, seed {seed}",
-            step=parallel.train_wrapper(per_device, work.mesh),
+            model=f"{results.teacher(work.cfg)}, seed {work.cfg.seed}",
+            step=self._job.step,
             frozen=parallel.replicate(self._key, work.mesh),
             batches=partial(loaders.stream, batches),
             put=partial(parallel.put_batch, mesh=work.mesh),
@@ -87,7 +85,7 @@ class Teacher:
             batch_users=batches.order.batch,
             save_every_s=work.cfg.train.save_every_s,
         )
-        work.fit(stage, job, train.init_state(params, cfg.lr, cfg.b2))
+        work.fit(stage, job, train.init_state(self._model[1], cfg.lr, cfg.b2))
 
     @cached_property
     def _params(self) -> nnx.State:
@@ -95,18 +93,12 @@ class Teacher:
         like = train.init_state(self._model[1], cfg.lr, cfg.b2)
         return work.fitted(self._stage, like, cfg.keep)
 
-    @cached_property
-    def _encoder(self) -> Any:
-        graphdef, _ = self._model
-        encode = lambda frozen, params, history: nnx.merge(graphdef, params).user_repr(history)
-        return parallel.encode_wrapper(encode, self._work.mesh)
-
     def _users(self, params: nnx.State, histories: Histories) -> np.ndarray:
         work = self._work
         batches = loaders.window_batches(
             histories, work.cfg.teacher.max_len, loaders.TEACHER_ROWS, work.devices, work.mine
         )
-        return evaluate.encode(batches, self._encoder, (), params, work.mesh, len(histories))
+        return evaluate.encode(batches, self._job.encoder, (), params, work.mesh, len(histories))
 
     def _vectors(self, params: nnx.State, histories: Histories) -> Vectors:
         return Vectors(self._users(params, histories), np.asarray(params["item_embedding"][...]))

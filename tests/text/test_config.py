@@ -43,7 +43,7 @@ def test_no_folder(tmp_path):
         config.from_hf(tmp_path)
     with pytest.raises(ValueError, match="no such folder, and none of minilm; fetch a model by"):
         config.locate(str(tmp_path / "absent"))
-    assert config.is_here(str(tmp_path)) and not config.is_here(str(tmp_path / "absent"))
+    assert config.locate(str(tmp_path)) == tmp_path
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
