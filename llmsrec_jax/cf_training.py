@@ -21,7 +21,7 @@ from llmsrec_jax.memory import MARGIN, PASSES, Needs, fits, shown
 from llmsrec_jax.models import allmrec, cf
 from llmsrec_jax.prompts import plan
 
-HALVINGS = (8, 4, 2)  # of a setting, where training does not fit
+PARTS = (8, 4, 2)  # of a setting that are tried where training does not fit
 
 Shape = jax.ShapeDtypeStruct
 
@@ -43,9 +43,8 @@ class _Job(ABC):
     """A training, as far as its programs go; models are shapes."""
 
     what: ClassVar[str]
-    smaller: ClassVar[
-        tuple[str, ...]
-    ]  # settings that are tried where it does not fit; all of them change results
+    # settings that are tried where it does not fit; all of them change results
+    smaller: ClassVar[tuple[str, ...]]
 
     cfg: config.Config
     mesh: parallel.DeviceMesh
@@ -74,7 +73,7 @@ class _Job(ABC):
         least = needs.total
         for name in self.smaller:
             offered = ""
-            for flag, total in self._halved(name):
+            for flag, total in self._tried(name):
                 least = min(least, total)
                 if not fits(total, limit):
                     break
@@ -87,17 +86,17 @@ class _Job(ABC):
             )
         raise ValueError("\n".join(lines))
 
-    def _halved(self, name: str) -> Iterator[tuple[str, int]]:
-        """With this setting halved, and less and less often: its flag, and bytes in all; what is not legal is left out."""
+    def _tried(self, name: str) -> Iterator[tuple[str, int]]:
+        """With ever larger parts of this setting: its flag, and bytes in all; what is not legal is left out."""
         known = config.subset(self.cfg, [name])[name]
-        for halving in HALVINGS:
+        for part in PARTS:
             try:
-                cfg = config.apply(self.cfg, {name: known // halving})
+                cfg = config.apply(self.cfg, {name: known // part})
                 rules.validate(cfg)
                 total = replace(self, cfg=cfg).needs().total
             except ValueError:
                 continue
-            yield f"--config.{name}={known // halving}", total
+            yield f"--config.{name}={known // part}", total
 
 
 @dataclass(frozen=True)

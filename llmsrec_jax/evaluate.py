@@ -158,11 +158,10 @@ def full_ranking(
     return above, tied
 
 
-def selection_metric(scores: Scores, candidates: np.ndarray, k: int, ties: str) -> dict[str, float]:
-    """hr@k, ndcg@k and mrr@k of sampled ranking: what validations look at (D24)."""
-    above, tied = sampled_ranking(scores, candidates)
+def selection_metric(counts: Counts, k: int, ties: str) -> dict[str, float]:
+    """hr@k, ndcg@k and mrr@k of a ranking: what validations look at (D24)."""
     return {
-        f"{name}@{k}": float(metrics.metric(name, k, above, tied, ties).mean())
+        f"{name}@{k}": float(metrics.metric(name, k, *counts, ties).mean())
         for name in metrics.GAINS
     }
 

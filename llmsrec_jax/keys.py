@@ -68,6 +68,7 @@ class Keys:
         prompts = self._cfg.prompts
         unsaid += ("prompts.item_repr",) if prompts.item_repr else ()
         unsaid += () if self._cfg.teacher.windows == "all" else ("teacher.windows",)
+        unsaid += () if self._cfg.teacher.select == "full" else ("teacher.select",)
         unsaid += tuple(config.unread(self._cfg))
         unsaid += () if self._cfg.train.curriculum else ("train.curriculum",)
         unsaid += _OF_TITLES if prompts.retrieves else _OF_VECTORS

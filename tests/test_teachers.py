@@ -26,6 +26,24 @@ def test_a_model_of_its_own(copy, name):
     assert len(list((copy / "teacher").iterdir())) == 2
 
 
+def test_the_best_by_the_whole_catalogue(copy):
+    """By definition; a teacher of its own, and what says nothing of it has the key it had."""
+    changes = {"teacher.select": "full"}
+    pipeline.run(tiny(changes), copy, "teacher")
+    run = pipeline.Run(tiny(changes), copy, Writer(copy, silent=True))
+    assert len(list((copy / "teacher").iterdir())) == 2
+    assert "teacher.select" not in Keys(tiny())(TEACHER)
+    users, candidates = run.data.candidates("valid")
+    histories, gains = run.data.dataset.inputs("valid", users), []
+    scores = run.teacher.users(histories) @ run.teacher.items.T
+    for row, target in enumerate(candidates[:, 0]):
+        scores[row, [0, *histories[row][0]]] = -np.inf
+        rank = np.flatnonzero(np.argsort(-scores[row], kind="stable") == target)[0]
+        gains.append(1 / np.log2(rank + 2) if rank < 10 else 0.0)
+    assert run.teacher._stage.info["best"] == pytest.approx(np.mean(gains), rel=1e-6)
+    assert 0 < np.mean(gains)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_it_goes_on_where_it_was_killed(copy, name, monkeypatch):

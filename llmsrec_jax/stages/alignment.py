@@ -141,7 +141,8 @@ class Alignment:
 
         def validate(state: train.State) -> dict[str, float]:
             vectors = Vectors(user, np.asarray(self._job.decoded(state.params, frozen.cf_items)))
-            return evaluate.selection_metric(vectors, candidates, 10, work.cfg.evaluate.ties)
+            counts = evaluate.sampled_ranking(vectors, candidates)
+            return evaluate.selection_metric(counts, 10, work.cfg.evaluate.ties)
 
         per_epoch = batches.order.steps_per_epoch
         job = train.Job(

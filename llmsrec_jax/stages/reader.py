@@ -101,7 +101,8 @@ class Reader(ABC):
         """What `train.metric` selects by, with its fellows, of candidates int [U, C]."""
         cfg = self._work.cfg
         cutoff = int(cfg.train.metric.partition("@")[2])
-        return evaluate.selection_metric(scores, candidates, cutoff, cfg.evaluate.ties)
+        counts = evaluate.sampled_ranking(scores, candidates)
+        return evaluate.selection_metric(counts, cutoff, cfg.evaluate.ties)
 
     @abstractmethod
     def encode(self) -> None:

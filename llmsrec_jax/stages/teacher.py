@@ -63,9 +63,15 @@ class Teacher:
         users, candidates = self._data.candidates("valid")
         histories = self._data.dataset.inputs("valid", users)
 
+        def rank(vectors: Vectors) -> evaluate.Counts:
+            if cfg.select == "sampled":
+                return evaluate.sampled_ranking(vectors, candidates)
+            return evaluate.full_ranking(vectors, candidates[:, 0], lambda row: histories[row][0])
+
         def validate(state: train.State) -> dict[str, float]:
             vectors = self._vectors(state.params, histories)
-            return evaluate.selection_metric(vectors, candidates, 10, work.cfg.evaluate.ties)
+            counts = rank(vectors)
+            return evaluate.selection_metric(counts, 10, work.cfg.evaluate.ties)
 
         job = train.Job(
             stage="teacher",
