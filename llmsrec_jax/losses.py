@@ -79,7 +79,7 @@ def token_log_probs(
     A tile of the [Q, V] logits at a time, forward and backward. Products are in the table's dtype, sums in float32.
     """
     Q, V = len(h_QD), len(table_VD)
-    tile = tile_of(Q, V)
+    tile = tile_of(Q, V, TILE_NUMBERS)
     pad = -Q % tile
     h_NTD = jnp.pad(h_QD.astype(table_VD.dtype), ((0, pad), (0, 0))).reshape(
         -1, tile, h_QD.shape[1]
@@ -109,17 +109,19 @@ def catalogue_loss(
 
 
 TILE_NUMBERS, SMALLEST_TILE = 2**23, 64  # logits and columns at a time
+# of a catalogue: what is made of them is little, so what counts is that they stay in the cache and that few rows count nothing
+CATALOGUE_NUMBERS = 2**21
 
 
-def tile_of(n: int, width: int) -> int:
-    """How many of n rows of so many logits are made at a time."""
-    return min(n, max(SMALLEST_TILE, TILE_NUMBERS // width))
+def tile_of(n: int, width: int, numbers: int) -> int:
+    """How many of n rows of `width` logits are made at a time, `numbers` logits or SMALLEST_TILE rows."""
+    return min(n, max(SMALLEST_TILE, numbers // width))
 
 
 def _catalogue(x_NE: Array, table_IE: Array, target_N: Array) -> tuple[Array, Array, Array]:
     """The sum, and its gradients to both matrices."""
     (N, E), I = x_NE.shape, len(table_IE)
-    tile = tile_of(N, I)
+    tile = tile_of(N, I, CATALOGUE_NUMBERS)
     counted_N, items_I = target_N != 0, jnp.arange(I)
     # columns that count come first; the last tile may run over the end, whose columns count nothing
     order_N = jnp.argsort(~counted_N, stable=True)

@@ -99,7 +99,7 @@ class TitleJob(Job):
     def _predicted(self, asked: int, *, backward: bool) -> int:
         """Bytes of the logits of so many tokens (`losses.token_log_probs`)."""
         llama, tiles = self.llama, TILES if backward else 1
-        logits = losses.tile_of(asked, llama.vocab) * llama.vocab
+        logits = losses.tile_of(asked, llama.vocab, losses.TILE_NUMBERS) * llama.vocab
         hidden = HIDDEN * asked * llama.d
         return FP32 * (tiles * logits + hidden) + self._llm.predictor(backward)
 

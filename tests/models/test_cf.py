@@ -188,7 +188,7 @@ def test_sampled_cross_entropy_by_hand():
 def test_the_loss_over_a_catalogue(tile, counted, monkeypatch):
     """Value and gradients are those of the plain computation, however it is cut into tiles."""
     monkeypatch.setattr(losses, "SMALLEST_TILE", 1)
-    monkeypatch.setattr(losses, "TILE_NUMBERS", tile * ITEMS)
+    monkeypatch.setattr(losses, "CATALOGUE_NUMBERS", tile * ITEMS)
     rng = np.random.default_rng(0)
     x, table = rng.normal(size=(40, WIDTH)), rng.normal(size=(ITEMS, WIDTH))
     target = np.zeros(40, np.int32)
