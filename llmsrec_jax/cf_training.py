@@ -75,9 +75,8 @@ class _Job(ABC):
             offered = ""
             for flag, total in self._tried(name):
                 least = min(least, total)
-                if not fits(total, limit):
-                    break
-                offered = f"  {flag} needs {shown(total)}, with other results"
+                if fits(total, limit):
+                    offered = f"  {flag} needs {shown(total)}, with other results"
             lines += [offered] * bool(offered)
         if len(lines) == 1:
             free = shown(MARGIN * least)
