@@ -1,6 +1,6 @@
 """Trainings without an LLM, a CF-SRec's and A-LLMRec's stage 1: their programs, and what these need of every device's memory.
 
-XLA's own account is asked, of programs that are compiled before anything long begins, and are the ones that will run.
+XLA's own account is asked, of programs that are compiled before anything long begins; the step is the one that will run.
 """
 
 import math
@@ -21,7 +21,7 @@ from llmsrec_jax.memory import MARGIN, PASSES, Needs, fits, shown
 from llmsrec_jax.models import allmrec, cf
 from llmsrec_jax.prompts import plan
 
-PARTS = (8, 4, 2)  # of a setting that are tried where training does not fit
+PARTS = (2, 4, 8)  # of a setting that are tried where training does not fit
 
 Shape = jax.ShapeDtypeStruct
 
@@ -43,14 +43,28 @@ class _Job(ABC):
     """A training, as far as its programs go; models are shapes."""
 
     what: ClassVar[str]
+    trains: ClassVar[Callable[..., Any]]  # the step of train.py
     # settings that are tried where it does not fit; all of them change results
     smaller: ClassVar[tuple[str, ...]]
 
     cfg: config.Config
     mesh: parallel.DeviceMesh
 
+    @property
+    @abstractmethod
+    def _model(self) -> tuple[nnx.GraphDef, nnx.State]: ...
+
     @abstractmethod
     def needs(self) -> Needs: ...
+
+    @cached_property
+    def step(self) -> Callable[..., Any]:
+        """Over all devices, compiled once per shape."""
+        parts = {"model": self._model[0], "cfg": self.cfg, "axis": self.mesh.axis}
+        return parallel.train_wrapper(partial(type(self).trains, **parts), self.mesh)
+
+    def _state(self, lr: float, b2: float) -> train.State:
+        return jax.eval_shape(lambda params: train.init_state(params, lr, b2), self._model[1])
 
     def _beside(self, program: Callable[..., Any], batch: Any, *args: Any) -> int:
         """Bytes that a program over all devices needs beside these arguments, the last of which is of every device's own rows."""
@@ -72,12 +86,11 @@ class _Job(ABC):
         lines = [f"{self.what} does not fit: {needs.listed(limit)}"]
         least = needs.total
         for name in self.smaller:
-            offered = ""
             for flag, total in self._tried(name):
                 least = min(least, total)
                 if fits(total, limit):
-                    offered = f"  {flag} needs {shown(total)}, with other results"
-            lines += [offered] * bool(offered)
+                    lines.append(f"  {flag} needs {shown(total)}, with other results")
+                    break
         if len(lines) == 1:
             free = shown(MARGIN * least)
             lines.append(
@@ -86,7 +99,7 @@ class _Job(ABC):
         raise ValueError("\n".join(lines))
 
     def _tried(self, name: str) -> Iterator[tuple[str, int]]:
-        """With ever larger parts of this setting: its flag, and bytes in all; what is not legal is left out."""
+        """With ever smaller parts of this setting: its flag, and bytes in all; what is not legal is left out."""
         known = config.subset(self.cfg, [name])[name]
         for part in PARTS:
             try:
@@ -103,6 +116,7 @@ class TeacherJob(_Job):
     """The training of a CF-SRec."""
 
     what = "the teacher's training"
+    trains = train.teacher_step
     smaller = ("teacher.batch", "teacher.max_len", "teacher.d")
 
     dataset: Dataset
@@ -116,13 +130,6 @@ class TeacherJob(_Job):
         return loaders.TeacherBatches(*made, mesh.parts, mesh.mine)
 
     @cached_property
-    def step(self) -> Callable[..., Any]:
-        """train.teacher_step over all devices, compiled once per shape."""
-        graphdef, cfg, axis = self._model[0], self.cfg, self.mesh.axis
-        step = partial(train.teacher_step, model=graphdef, cfg=cfg, axis=axis)
-        return parallel.train_wrapper(step, self.mesh)
-
-    @cached_property
     def encoder(self) -> Callable[..., Any]:
         """(nothing, parameters, windows) -> O_u, over all devices."""
         graphdef = self._model[0]
@@ -132,7 +139,7 @@ class TeacherJob(_Job):
     def needs(self, shape: plan.Windows | None = None) -> Needs:
         """shape: of the windows of a device's step; None = the dearest that is likely to come."""
         cfg, (_, params) = self.cfg.teacher, self._model
-        state = jax.eval_shape(lambda params: train.init_state(params, cfg.lr, cfg.b2), params)
+        state = self._state(cfg.lr, cfg.b2)
         groups = self._groups(self._dearest() if shape is None else shape)
         key = jax.eval_shape(lambda: jax.random.key(0))
         longest = int(self.dataset.train.lengths.max()) + 1  # with validation's item
@@ -167,18 +174,12 @@ class AlignmentJob(_Job):
     """The training of A-LLMRec's stage 1."""
 
     what = "alignment: training"
+    trains = train.align_step
     smaller = ("alignment.batch", "alignment.middle")
 
     items: int  # rows of either table
     d_text: int  # width of the titles' vectors
     samples: int
-
-    @cached_property
-    def step(self) -> Callable[..., Any]:
-        """train.align_step over all devices."""
-        graphdef, cfg, axis = self._model[0], self.cfg, self.mesh.axis
-        step = partial(train.align_step, model=graphdef, cfg=cfg, axis=axis)
-        return parallel.train_wrapper(step, self.mesh)
 
     @cached_property
     def decoded(self) -> Callable[..., Any]:
@@ -193,7 +194,7 @@ class AlignmentJob(_Job):
         table: Any = lambda width: Shape((self.items, width), jnp.float32)
         frozen = allmrec.Frozen(table(d), table(self.d_text))
         read = parallel.replicated((params, frozen.cf_items), self.mesh)
-        state = jax.eval_shape(lambda params: train.init_state(params, cfg.lr, cfg.b2), params)
+        state = self._state(cfg.lr, cfg.b2)
         batch: Any = AlignBatch(Shape((rows, d), jnp.float32), ids(rows), ids(rows))
         return Needs(
             teacher=nbytes(frozen),

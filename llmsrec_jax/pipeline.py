@@ -63,9 +63,11 @@ def each(run: Run, steps: Iterable[Step]) -> None:
             raise KeyboardInterrupt("signal 15: between two stages")
 
 
+PREPARED: Step = lambda run: run.data.prepare()
+ORDERED: Step = lambda run: run.data.require_order()
+TAUGHT: Step = lambda run: run.teacher.train()
+FITTING: tuple[Step, ...] = (ORDERED, lambda run: run.teacher.require_memory())
 READY: tuple[Step, ...] = (  # up to the long work, which is not begun where it could not be ended
-    lambda run: run.data.prepare(),
-    lambda run: run.data.require_order(),
     lambda run: run.tokens.require_titles(),
     lambda run: run.llm.require_even_batches(),
     lambda run: run.alignment.require_even_batches(),
@@ -74,17 +76,16 @@ READY: tuple[Step, ...] = (  # up to the long work, which is not begun where it 
     lambda run: run.alignment.require_memory(),
     lambda run: run.llm.require_memory(),
 )
+HERE: tuple[Step, ...] = (lambda run: require_encoder(run.work.cfg), PREPARED)
 BEFORE: tuple[Step, ...] = (  # bad data are found before anything is trained
-    lambda run: require_encoder(run.work.cfg),
-    READY[0],
+    *HERE,
     lambda run: run.transfer and run.transfer.prepare(),
 )
 TRAIN: tuple[Step, ...] = (
-    READY[1],
-    lambda run: run.teacher.require_memory(),
-    *READY[2:],
-    lambda run: run.before and each(run.before, READY),
-    lambda run: run.teacher.train(),
+    *FITTING,
+    *READY,
+    lambda run: run.before and each(run.before, (PREPARED, ORDERED, *READY)),
+    TAUGHT,
     lambda run: run.alignment.train(),
     lambda run: run.before and run.before.llm.train(),  # the teacher is the same
     lambda run: run.llm.train(),
@@ -96,12 +97,9 @@ EVALUATE: tuple[Step, ...] = (
     lambda run: run.transfer and run.transfer.evaluate(),
 )
 STEPS: dict[str, tuple[Step, ...]] = {  # mode -> what it does, in order
-    "prepare": READY[:1],
-    "teacher": (
-        *(READY[0], *TRAIN[:2], lambda run: run.teacher.train()),
-        lambda run: run.teacher_judgement.judge(),
-    ),
-    "train": (*BEFORE[:2], *TRAIN),
+    "prepare": (PREPARED,),
+    "teacher": (PREPARED, *FITTING, TAUGHT, lambda run: run.teacher_judgement.judge()),
+    "train": (*HERE, *TRAIN),
     "evaluate": (lambda run: run.llm.require_trained(), *BEFORE, *TRAIN, *EVALUATE),
     "run": (*BEFORE, *TRAIN, *EVALUATE),
 }

@@ -1,6 +1,5 @@
 """A-LLMRec's stage 1, an epoch of it: the paper counts the training of both stages (Table 9)."""
 
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ from flax import nnx
 
 from llmsrec_jax import loaders, parallel, train
 from llmsrec_jax.benchmark import stages, work
+from llmsrec_jax.cf_training import AlignmentJob
 from llmsrec_jax.data.samples import Samples
 from llmsrec_jax.models import allmrec
 from llmsrec_jax.text import config as text
@@ -28,13 +28,10 @@ def alignment(bench: stages.Bench) -> dict[str, Any]:
     batches = loaders.AlignBatches(
         *(samples, system.normal(len(samples)), cfg.alignment.batch, cfg.seed, mesh.parts)
     )
-    model = allmrec.Alignment(*widths, cfg.alignment.middle, nnx.Rngs(params=cfg.seed))
-    graph, params = nnx.split(model)
+    params = nnx.state(allmrec.Alignment(*widths, cfg.alignment.middle, nnx.Rngs(params=cfg.seed)))
     state = train.init_state(params, cfg.alignment.lr, cfg.alignment.b2)
-    step = partial(train.align_step, model=graph, cfg=cfg, axis=mesh.axis)
-    stepper = stages.Stepper(
-        *(parallel.train_wrapper(step, mesh), frozen, parallel.replicate(state, mesh), system.put)
-    )
+    job = AlignmentJob(cfg, mesh, dataset.catalog.size, widths[1], len(samples))
+    stepper = stages.Stepper(job.step, frozen, parallel.replicate(state, mesh), system.put)
     epoch = stages.Epoch.of(batches, batches.order.steps_per_epoch, stages.TEACHER_BATCHES)
     total = epoch.total(lambda step: work.aligned(cfg, widths[1], batches.order.batch))
     return stages.epoch_stage(bench, stepper, epoch, total)

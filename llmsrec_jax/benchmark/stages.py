@@ -20,7 +20,7 @@ from llmsrec_jax.benchmark import tasks, timing, work
 from llmsrec_jax.benchmark.padded import Whole
 from llmsrec_jax.benchmark.system import System
 from llmsrec_jax.benchmark.timing import Programs, Spread
-from llmsrec_jax.models import cf
+from llmsrec_jax.cf_training import TeacherJob
 from llmsrec_jax.title_loaders import TitleBatches
 
 # batches built to see which shapes an epoch consists of
@@ -217,13 +217,10 @@ def train(bench: Bench) -> dict[str, Any]:
 
 def teacher_parts(bench: Bench) -> tuple[loaders.TeacherBatches, Epoch, Stepper]:
     system = bench.system
-    cfg = system.cfg
-    batches = loaders.TeacherBatches(
-        *(system.made.dataset, cfg.teacher, cf.MODELS[cfg.teacher.model].hides),
-        *(cfg.seed, system.mesh.parts),
-    )
+    job = TeacherJob(system.cfg, system.mesh, system.made.dataset)
+    batches = job.batches
     epoch = Epoch.of(batches, batches.order.steps_per_epoch, TEACHER_BATCHES)
-    stepper = Stepper(system.teacher_step(), jax.random.key(0), system.teacher_state(), system.put)
+    stepper = Stepper(job.step, jax.random.key(0), system.teacher_state(), system.put)
     return batches, epoch, stepper
 
 

@@ -157,9 +157,5 @@ class System:
             train.init_state(params, self.cfg.teacher.lr, self.cfg.teacher.b2), self.mesh
         )
 
-    def teacher_step(self) -> Any:
-        parts = {"model": self.teacher[0], "cfg": self.cfg, "axis": self.mesh.axis}
-        return parallel.train_wrapper(partial(train.teacher_step, **parts), self.mesh)
-
     def put(self, batch: Any) -> Any:
         return parallel.put_batch(batch, self.mesh)
