@@ -17,8 +17,9 @@ TITLES, OTHERS = 8.0, 16.0  # training on titles alone, and on prompts with embe
 
 @pytest.fixture
 def measured(monkeypatch) -> list[tuple[config.Config, tuple[str, ...]]]:
-    """What was asked for; nothing is timed."""
+    """What was asked for; nothing is timed, so that no text encoder is needed."""
     asked = []
+    monkeypatch.setattr(reproduce, "require_encoder", lambda cfg: None)
 
     def measure_run(cfg, folder, options, say):
         asked.append((cfg, options.stages))
