@@ -111,7 +111,7 @@ class Teacher:
     validate_every: int = 5  # epochs between validations
     patience: int = 10  # validations without improvement before stopping; 0 = never stop early
     keep: Literal["best", "last"] = "best"  # the authors keep the last epoch (D31)
-    # what is best by validation: NDCG@10 among candidates | in the whole catalogue without the history
+    # what is best by validation: NDCG@10 among candidates | in the whole catalogue, ranked as at the test
     select: Literal["sampled", "full"] = "sampled"
 
 

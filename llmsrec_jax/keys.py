@@ -19,7 +19,7 @@ ORDERS = {  # what is permuted -> fields of its order
     "train": (*DATA, "order.train"),
     "test": (*DATA, "evaluate.max_users", "order.scope", "prompts.history_len"),
 }
-TEACHER = (*CANDIDATES["valid"], "order.train", "teacher", "evaluate.ties")
+TEACHER = (*CANDIDATES["valid"], "order.train", "teacher", "evaluate.ties", "evaluate.mask_seen")
 TOKENS = (
     *(*DATA, "llm.path", "llm.revision", "llm.tokenizer"),
     *("prompts.wording", "prompts.item_repr"),
@@ -68,7 +68,9 @@ class Keys:
         prompts = self._cfg.prompts
         unsaid += ("prompts.item_repr",) if prompts.item_repr else ()
         unsaid += () if self._cfg.teacher.windows == "all" else ("teacher.windows",)
-        unsaid += () if self._cfg.teacher.select == "full" else ("teacher.select",)
+        if self._cfg.teacher.select == "sampled":  # which has no list that could show them again
+            judged = set(_RULES) <= set(names)
+            unsaid += ("teacher.select", *(() if judged else ("evaluate.mask_seen",)))
         unsaid += tuple(config.unread(self._cfg))
         unsaid += () if self._cfg.train.curriculum else ("train.curriculum",)
         unsaid += _OF_TITLES if prompts.retrieves else _OF_VECTORS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmsrec_jax import pipeline
-from llmsrec_jax.keys import TEACHER, Keys
+from llmsrec_jax.keys import JUDGED, TEACHER, Keys
 from llmsrec_jax.models import cf
 from llmsrec_jax.presets import PRESETS, READ_BY
 from llmsrec_jax.writer import Writer
@@ -26,18 +26,22 @@ def test_a_model_of_its_own(copy, name):
     assert len(list((copy / "teacher").iterdir())) == 2
 
 
-def test_the_best_by_the_whole_catalogue(copy):
-    """By definition; a teacher of its own, and what says nothing of it has the key it had."""
-    changes = {"teacher.select": "full"}
+@pytest.mark.parametrize("mask_seen", [True, False])
+def test_the_best_by_the_whole_catalogue(copy, mask_seen):
+    """By definition, with the history where lists of the test show it; what says nothing of it has the key it had."""
+    changes = {"teacher.select": "full", "evaluate.mask_seen": mask_seen}
     pipeline.run(tiny(changes), copy, "teacher")
     run = pipeline.Run(tiny(changes), copy, Writer(copy, silent=True))
     assert len(list((copy / "teacher").iterdir())) == 2
-    assert "teacher.select" not in Keys(tiny())(TEACHER)
+    read = {"teacher.select", "evaluate.mask_seen"}
+    assert read <= Keys(tiny(changes))(TEACHER).keys()
+    assert not read & Keys(tiny())(TEACHER).keys()
+    assert "evaluate.mask_seen" in Keys(tiny())(JUDGED[False])
     users, candidates = run.data.candidates("valid")
     histories, gains = run.data.dataset.inputs("valid", users), []
     scores = run.teacher.users(histories) @ run.teacher.items.T
     for row, target in enumerate(candidates[:, 0]):
-        scores[row, [0, *histories[row][0]]] = -np.inf
+        scores[row, [0, *(histories[row][0] if mask_seen else ())]] = -np.inf
         rank = np.flatnonzero(np.argsort(-scores[row], kind="stable") == target)[0]
         gains.append(1 / np.log2(rank + 2) if rank < 10 else 0.0)
     assert run.teacher._stage.info["best"] == pytest.approx(np.mean(gains), rel=1e-6)

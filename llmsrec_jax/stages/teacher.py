@@ -66,7 +66,8 @@ class Teacher:
         def rank(vectors: Vectors) -> evaluate.Counts:
             if cfg.select == "sampled":
                 return evaluate.sampled_ranking(vectors, candidates)
-            return evaluate.full_ranking(vectors, candidates[:, 0], lambda row: histories[row][0])
+            seen = (lambda row: histories[row][0]) if work.cfg.evaluate.mask_seen else None
+            return evaluate.full_ranking(vectors, candidates[:, 0], seen)
 
         def validate(state: train.State) -> dict[str, float]:
             vectors = self._vectors(state.params, histories)
