@@ -1,11 +1,12 @@
 """Variants of training and of prompts, through all stages of a run."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
-from llmsrec_jax import pipeline
+from llmsrec_jax import pipeline, reproduce
 from llmsrec_jax.data import storage
 from llmsrec_jax.keys import VECTORS
 from llmsrec_jax.presets import PRESETS
@@ -141,6 +142,21 @@ def test_rows_train_what_is_theirs_and_go_on_after_a_kill(copy, monkeypatch, wor
     train_with_a_kill(cfg, copy, monkeypatch)
     for name, values in named(pipeline.Run(cfg, copy, Writer(copy)).llm._params).items():
         np.testing.assert_array_equal(values, whole[name])
+
+
+@pytest.mark.slow
+def test_rows_of_llm4rec_fill_their_cells(copy):
+    """Of Table 6, beside what is finished of the others; CoLLM's run before is TALLRec's."""
+    reproduce.run(tiny({"lora.rank": 2}), copy, "table6", seeds=(0,), rows="LLaRA,CoLLM")
+    told = json.loads((copy / "experiments" / "table6.json").read_text())
+    kept = {(r["model"], r["metric"], r["protocol"], r["slice"]): r for r in records(copy)}
+    names = {"LLaRA": "llara, lora.rank=2", "CoLLM": "collm, lora.rank=2", "SASRec": "teacher"}
+    for cell in told["cells"]:
+        model, metric = names.get(cell["row"]), cell["column"].lower()
+        assert cell["status"] == ("done" if model else "not run"), cell
+        if model:
+            (value,) = cell["values"]
+            assert value["value"] == kept[model, metric, "sampled", "all"]["value"]
 
 
 def test_titles_alone(copy):

@@ -12,6 +12,7 @@ from llmsrec_jax import config
 from llmsrec_jax.benchmark import made, measure, report, stages, table9, work
 from llmsrec_jax.benchmark.measure import Options
 from llmsrec_jax.benchmark.system import System
+from llmsrec_jax.presets import PRESETS
 from tests.benchmark.conftest import SMALL, small
 from tests.conftest import REPO
 from tests.systems import TINY
@@ -109,6 +110,16 @@ def test_prompts_that_the_other_side_does_not_know_are_refused(tmp_path):
     cfg = config.apply(small(), {"prompts.user_repr": True})
     with pytest.raises(ValueError, match="leave out prompts.user_repr"):
         measure.run(cfg, tmp_path, Options(("peak",), ("torch",), 1, 1))
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "bert4rec"])
+def test_any_teacher_is_measured_alone(tmp_path, name):
+    """By the batches and the step of its training."""
+    cfg = config.apply(small(), PRESETS[name])
+    found = measure.run(cfg, tmp_path, Options(("teacher",), (), 1, 1))
+    assert FIELDS <= set(found["teacher"]) and "users" not in found
+    assert found["teacher"]["useful_flops"] > 0 and found["teacher"]["programs"] > 0
+    assert found["config"]["teacher"]["model"] == name
 
 
 def test_stage_1_where_there_is_none_is_refused(tmp_path):
