@@ -43,9 +43,8 @@ class _Job(ABC):
     """A training, as far as its programs go; models are shapes."""
 
     what: ClassVar[str]
-    trains: ClassVar[Callable[..., Any]]  # the step of train.py
-    # settings that are tried where it does not fit; all of them change results
-    smaller: ClassVar[tuple[str, ...]]
+    update: ClassVar[Callable[..., Any]]  # the step of train.py
+    fewer: ClassVar[str]  # what it takes where no setting helps
 
     cfg: config.Config
     mesh: parallel.DeviceMesh
@@ -54,6 +53,11 @@ class _Job(ABC):
     @abstractmethod
     def _model(self) -> tuple[nnx.GraphDef, nnx.State]: ...
 
+    @property
+    @abstractmethod
+    def _sizes(self) -> dict[str, int]:
+        """{setting: what is in use of it}, of which parts are tried where it does not fit; all of them change results."""
+
     @abstractmethod
     def needs(self) -> Needs: ...
 
@@ -61,7 +65,7 @@ class _Job(ABC):
     def step(self) -> Callable[..., Any]:
         """Over all devices, compiled once per shape."""
         parts = {"model": self._model[0], "cfg": self.cfg, "axis": self.mesh.axis}
-        return parallel.train_wrapper(partial(type(self).trains, **parts), self.mesh)
+        return parallel.train_wrapper(partial(type(self).update, **parts), self.mesh)
 
     def _state(self, lr: float, b2: float) -> train.State:
         return jax.eval_shape(lambda params: train.init_state(params, lr, b2), self._model[1])
@@ -85,8 +89,8 @@ class _Job(ABC):
             return needs
         lines = [f"{self.what} does not fit: {needs.listed(limit)}"]
         least = needs.total
-        for name in self.smaller:
-            for flag, total in self._tried(name):
+        for name, used in self._sizes.items():
+            for flag, total in self._tried(name, used):
                 least = min(least, total)
                 if fits(total, limit):
                     lines.append(f"  {flag} needs {shown(total)}, with other results")
@@ -94,21 +98,20 @@ class _Job(ABC):
         if len(lines) == 1:
             free = shown(MARGIN * least)
             lines.append(
-                f"nothing that was tried fits: it takes devices with {free} free, or fewer items"
+                f"nothing that was tried fits: it takes devices with {free} free, or {self.fewer}"
             )
         raise ValueError("\n".join(lines))
 
-    def _tried(self, name: str) -> Iterator[tuple[str, int]]:
+    def _tried(self, name: str, used: int) -> Iterator[tuple[str, int]]:
         """With ever smaller parts of this setting: its flag, and bytes in all; what is not legal is left out."""
-        known = config.subset(self.cfg, [name])[name]
         for part in PARTS:
             try:
-                cfg = config.apply(self.cfg, {name: known // part})
+                cfg = config.apply(self.cfg, {name: used // part})
                 rules.validate(cfg)
                 total = replace(self, cfg=cfg).needs().total
             except ValueError:
                 continue
-            yield f"--config.{name}={known // part}", total
+            yield f"--config.{name}={used // part}", total
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ class TeacherJob(_Job):
     """The training of a CF-SRec."""
 
     what = "the teacher's training"
-    trains = train.teacher_step
-    smaller = ("teacher.batch", "teacher.max_len", "teacher.d")
+    update = train.teacher_step
+    fewer = "fewer items"
 
     dataset: Dataset
 
@@ -151,6 +154,15 @@ class TeacherJob(_Job):
             encoding=self._beside(self.encoder, block, (), params),
         )
 
+    @property
+    def _sizes(self) -> dict[str, int]:
+        widest = int(self.batches.lengths.max())
+        return {
+            "teacher.batch": self.batches.order.batch,
+            "teacher.max_len": widest,
+            "teacher.d": self.cfg.teacher.d,
+        }
+
     @cached_property
     def _model(self) -> tuple[nnx.GraphDef, nnx.State]:
         size, cfg = self.dataset.catalog.size, self.cfg.teacher
@@ -174,8 +186,8 @@ class AlignmentJob(_Job):
     """The training of A-LLMRec's stage 1."""
 
     what = "alignment: training"
-    trains = train.align_step
-    smaller = ("alignment.batch", "alignment.middle")
+    update = train.align_step
+    fewer = "fewer items, or a text encoder of narrower vectors (alignment.text)"
 
     items: int  # rows of either table
     d_text: int  # width of the titles' vectors
@@ -203,6 +215,11 @@ class AlignmentJob(_Job):
             step=self._beside(self.step, batch, frozen, state),
             encoding=parallel.temporary(self.decoded, *read),
         )
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        cfg = self.cfg.alignment
+        return {"alignment.batch": min(cfg.batch, self.samples), "alignment.middle": cfg.middle}
 
     @cached_property
     def _model(self) -> tuple[nnx.GraphDef, nnx.State]:

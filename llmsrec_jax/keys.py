@@ -19,7 +19,7 @@ ORDERS = {  # what is permuted -> fields of its order
     "train": (*DATA, "order.train"),
     "test": (*DATA, "evaluate.max_users", "order.scope", "prompts.history_len"),
 }
-TEACHER = (*CANDIDATES["valid"], "order.train", "teacher", "evaluate.ties", "evaluate.mask_seen")
+TEACHER = (*CANDIDATES["valid"], "order.train", "teacher", "evaluate.ties")
 TOKENS = (
     *(*DATA, "llm.path", "llm.revision", "llm.tokenizer"),
     *("prompts.wording", "prompts.item_repr"),
@@ -62,15 +62,16 @@ class Keys:
 
     def __call__(self, names: tuple[str, ...]) -> dict[str, Any]:
         """{setting: value}; a path counts as what is in its files, so a moved file is the same and a changed one is not."""
+        full = self._cfg.teacher.select == "full"
+        if full and "teacher" in names:  # whose validation ranks as the test does
+            names += ("evaluate.mask_seen",)
         values = config.subset(self._cfg, names)
         unsaid = () if self._cfg.lora.exists else ("lora.",)
         unsaid += () if self._cfg.alignment.trains else ("alignment.",)
         prompts = self._cfg.prompts
         unsaid += ("prompts.item_repr",) if prompts.item_repr else ()
         unsaid += () if self._cfg.teacher.windows == "all" else ("teacher.windows",)
-        if self._cfg.teacher.select == "sampled":  # which has no list that could show them again
-            judged = set(_RULES) <= set(names)
-            unsaid += ("teacher.select", *(() if judged else ("evaluate.mask_seen",)))
+        unsaid += () if full else ("teacher.select",)
         unsaid += tuple(config.unread(self._cfg))
         unsaid += () if self._cfg.train.curriculum else ("train.curriculum",)
         unsaid += _OF_TITLES if prompts.retrieves else _OF_VECTORS

@@ -189,6 +189,7 @@ class AlignBatches:
     ):
         """`cf_user_repr` float32 [n, E]: the teacher's vectors of the samples' inputs."""
         self.samples, self.cf_user_repr, self.seed = samples, cf_user_repr, seed
+        self.stretches = Stretches(samples.users, samples.later)
         self.devices, self.mine = devices, own(devices, mine)
         self.order = EpochOrder(np.arange(len(samples)), batch, seed)
         self.rows = per_device(self.order.batch, devices, "alignment.batch")
@@ -197,7 +198,7 @@ class AlignBatches:
         """Arrays [own devices, rows, ...]."""
         rows = self.order(step).reshape(self.devices, self.rows)[self.mine]
         samples, positive = self.samples, self.samples.targets[rows]
-        of = Stretches(samples.users, samples.later).take(rows.ravel())
+        of = self.stretches.take(rows.ravel())
         negative = sampling.teacher_negatives(
             *(samples.dataset, of, positive.reshape(-1, 1), 1, self.seed),
             epoch=step // self.order.steps_per_epoch,

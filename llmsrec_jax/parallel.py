@@ -157,8 +157,7 @@ def replicated(shapes: Any, mesh: DeviceMesh) -> Any:
 
 def parted(shapes: Any, mesh: DeviceMesh) -> Any:
     """What `put_batch` makes of arrays whose parts have these shapes, as shapes."""
-    parts = len(mesh.mine) if mesh.mode == "pmap" else mesh.parts
-    return _laid(shapes, mesh.sharding(mesh.axis), (parts,))
+    return _laid(shapes, mesh.sharding(mesh.axis), (mesh.parts,))
 
 
 def _laid(shapes: Any, sharding: NamedSharding, before: tuple[int, ...]) -> Any:
@@ -197,13 +196,12 @@ def encode_wrapper(encode: Callable, mesh: DeviceMesh) -> Callable:
 
 def _on_parts(per_device: Callable, mesh: DeviceMesh, donate: tuple[int, ...]) -> Callable:
     """`per_device(frozen, state, batch)`, whose results are the same on every device, on all of them."""
-    if mesh.mode == "pmap":
-        return _Pmapped(per_device, mesh, donate)
 
     def on_part(frozen: Any, state: Any, batch: Any) -> Any:
         return per_device(frozen, state, jax.tree.map(lambda x: x[0], batch))
 
-    return _mapped(on_part, mesh, P(mesh.axis), donate)
+    mapped = _mapped(on_part, mesh, P(mesh.axis), donate)
+    return _Pmapped(per_device, mesh, donate, mapped) if mesh.mode == "pmap" else mapped
 
 
 def everywhere(function: Callable, mesh: DeviceMesh) -> Callable:
@@ -238,7 +236,11 @@ def _specs(frozen: Any, weights: Sharding) -> Any:
 class _Pmapped:
     """`jax.pmap` with the signature of the other door, counting its programs."""
 
-    def __init__(self, per_device: Callable, mesh: DeviceMesh, donate: tuple[int, ...]):
+    def __init__(
+        self, per_device: Callable, mesh: DeviceMesh, donate: tuple[int, ...], mapped: Any
+    ):
+        """mapped: the same through the other door."""
+
         def traced(frozen: Any, state: Any, batch: Any) -> Any:
             self.programs += 1
             return per_device(frozen, state, batch)
@@ -252,7 +254,8 @@ class _Pmapped:
             devices=list(mesh.mesh.devices.flat),
             donate_argnums=donate,
         )
-        self.lower = self._call.lower  # ahead of time, as jit's; of one process only
+        # ahead of time, as jit's; of several processes pmap knows no shapes, only arrays
+        self.lower = (mapped if processes.several() else self._call).lower
 
     def __call__(self, *args: Any) -> Any:
         return self._call(*args)

@@ -76,7 +76,8 @@ READY: tuple[Step, ...] = (  # up to the long work, which is not begun where it 
     lambda run: run.alignment.require_memory(),
     lambda run: run.llm.require_memory(),
 )
-HERE: tuple[Step, ...] = (lambda run: require_encoder(run.work.cfg), PREPARED)
+ENCODER: Step = lambda run: require_encoder(run.work.cfg)
+HERE: tuple[Step, ...] = (ENCODER, PREPARED)
 BEFORE: tuple[Step, ...] = (  # bad data are found before anything is trained
     *HERE,
     lambda run: run.transfer and run.transfer.prepare(),
@@ -100,7 +101,7 @@ STEPS: dict[str, tuple[Step, ...]] = {  # mode -> what it does, in order
     "prepare": (PREPARED,),
     "teacher": (PREPARED, *FITTING, TAUGHT, lambda run: run.teacher_judgement.judge()),
     "train": (*HERE, *TRAIN),
-    "evaluate": (lambda run: run.llm.require_trained(), *BEFORE, *TRAIN, *EVALUATE),
+    "evaluate": (ENCODER, lambda run: run.llm.require_trained(), *BEFORE, *TRAIN, *EVALUATE),
     "run": (*BEFORE, *TRAIN, *EVALUATE),
 }
 

@@ -27,7 +27,7 @@ from llmsrec_jax import (
 )
 from llmsrec_jax.checkpoint import write_json
 from llmsrec_jax.data import splits
-from llmsrec_jax.experiments import ALONE, TRANSFER, Column, Row
+from llmsrec_jax.experiments import ALONE, SPEED, TRANSFER, Column, Row
 from llmsrec_jax.jobs import KINDS, Job, Judged
 from llmsrec_jax.outcomes import Outcomes
 from llmsrec_jax.schema import SCHEMA
@@ -122,7 +122,7 @@ class Experimenter:
             if kind != TRANSFER:  # no cell asks for the other dataset
                 cfg = replace(cfg, transfer=config.Transfer())
             rules.validate(cfg)  # as it was written, like pipeline.run
-            if with_llm:
+            if with_llm and kind != SPEED:  # what is measured stays without it
                 require_encoder(cfg)
             cfg = pipeline.settled(cfg)
             key = json.dumps([with_llm, config.to_dict(cfg)], sort_keys=True)

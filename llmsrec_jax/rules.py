@@ -162,6 +162,10 @@ def _check_teacher(config: Config) -> None:
     teacher = config.teacher
     if teacher.d % teacher.heads:
         raise ValueError(f"teacher.heads={teacher.heads}: must divide teacher.d={teacher.d}")
+    if teacher.select != "sampled" and teacher.keep == "last" and not teacher.patience:
+        raise ValueError(
+            f"teacher.select={teacher.select}: teacher.keep=last without teacher.patience chooses nothing"
+        )
     dilations = teacher.nextitnet.dilations
     if not dilations or min(dilations) < 1:
         raise ValueError(f"teacher.nextitnet.dilations={dilations}: must be numbers of at least 1")

@@ -26,6 +26,7 @@ TEACHERS = {  # (setting, value) -> words (E23); SASRec with BCE needs none
     ("teacher.loss", "ce"): "ce",
     ("teacher.loss", "sampled_ce"): "sampled_ce",
     ("teacher.windows", "all"): "all windows",
+    ("teacher.select", "full"): "best in full ranking",
 }
 TOLD_BY_NAME: dict[
     str, tuple[Any, ...] | None

@@ -175,6 +175,7 @@ class Job:
     lr_decay: float  # factor at every validation (D23)
     batch_users: int
     save_every_s: float
+    ranking: str = "sampled"  # the protocol of `validate`
 
 
 class Interrupted(KeyboardInterrupt):

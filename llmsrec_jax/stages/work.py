@@ -43,8 +43,8 @@ class Work:
         self.once(stage, lambda stage: train.summary(progress))
         early = ", stopped early" if progress.stopped else ""
         self.writer.say(
-            f"{job.stage}: best {job.metric} {progress.best:.4f} at step {progress.best_step} of "
-            f"{job.total_steps}{early}; {parallel.programs(job.step)} compiled programs"
+            f"{job.stage}: best {job.metric} ({job.ranking} ranking) {progress.best:.4f} at step "
+            f"{progress.best_step} of {job.total_steps}{early}; {parallel.programs(job.step)} compiled programs"
         )
 
     def fitted(self, stage: Stage, like: train.State, keep: str = "best") -> Any:
