@@ -158,6 +158,7 @@ def refused(job, room):
     return offered
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_what_would(job):
     """As few halvings as it takes; and where nothing fits, how much it takes."""
     large = {"teacher.batch": 256, "teacher.blocks": 1, "teacher.negatives": 50}

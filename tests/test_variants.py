@@ -146,17 +146,16 @@ def test_rows_train_what_is_theirs_and_go_on_after_a_kill(copy, monkeypatch, wor
 
 @pytest.mark.slow
 def test_rows_of_llm4rec_fill_their_cells(copy):
-    """Of Table 6, beside what is finished of the others; CoLLM's run before is TALLRec's."""
-    reproduce.run(tiny({"lora.rank": 2}), copy, "table6", seeds=(0,), rows="LLaRA,CoLLM")
+    """Of Table 6, with the numbers of the runs they are."""
+    reproduce.run(tiny(), copy, "table6", seeds=(0,), rows="LLaRA,CoLLM")
     told = json.loads((copy / "experiments" / "table6.json").read_text())
     kept = {(r["model"], r["metric"], r["protocol"], r["slice"]): r for r in records(copy)}
-    names = {"LLaRA": "llara, lora.rank=2", "CoLLM": "collm, lora.rank=2", "SASRec": "teacher"}
-    for cell in told["cells"]:
-        model, metric = names.get(cell["row"]), cell["column"].lower()
-        assert cell["status"] == ("done" if model else "not run"), cell
-        if model:
-            (value,) = cell["values"]
-            assert value["value"] == kept[model, metric, "sampled", "all"]["value"]
+    filled = [cell for cell in told["cells"] if cell["row"] in ("LLaRA", "CoLLM")]
+    assert len(filled) == 8
+    for cell in filled:
+        (value,) = cell["values"]
+        model, metric = cell["row"].lower(), cell["column"].lower()
+        assert value["value"] == kept[model, metric, "sampled", "all"]["value"]
 
 
 def test_titles_alone(copy):
