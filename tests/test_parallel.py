@@ -6,6 +6,8 @@ Loops block after every step, or fake devices could starve.
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -70,6 +72,18 @@ def backbone(made: System, mesh: parallel.DeviceMesh) -> tuple[nnx.GraphDef, llm
     return graph, llm4rec.Frozen(state, parallel.replicate(made.frozen.cf_items, mesh))
 
 
+@contextmanager
+def optimised() -> Iterator[None]:
+    """Programs as users have them: in those of the suite (`conftest.py`) sums are rounded more than LIMIT allows."""
+    name = "jax_disable_most_optimizations"
+    before = getattr(jax.config, name)
+    jax.config.update(name, False)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 class Trained:
     """Gradients of the first step, then STEPS steps, on some devices."""
 
@@ -96,13 +110,15 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def one(made) -> Trained:
-    return Trained(made, mesh_of(**MESHES["one"]))
+    with optimised():
+        return Trained(made, mesh_of(**MESHES["one"]))
 
 
 @pytest.fixture(scope="module", params=COMPARED)
 def many(made, request) -> Trained:
     parts = 2 if request.param == IN_PARTS else 1
-    return Trained(made, mesh_of(**MESHES[request.param]), parts)
+    with optimised():
+        return Trained(made, mesh_of(**MESHES[request.param]), parts)
 
 
 def test_loss_terms_are_those_of_the_global_batch(one, many):

@@ -18,7 +18,7 @@ from llmsrec_jax import pipeline, processes, reproduce, results
 from llmsrec_jax.checkpoint import Lock
 from llmsrec_jax.presets import PRESETS
 from llmsrec_jax.writer import read_log
-from tests.conftest import REPO
+from tests.conftest import QUICK, REPO
 from tests.systems import config_file, tiny
 from tests.text import folders
 
@@ -32,7 +32,7 @@ class Program:
     def __init__(self, folder: Path, workdir: Path, *flags: str, **changes: object):
         file = config_file(folder / "two.py", {**LONG, "mesh.devices": 0, **changes})
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        env = {**os.environ, "PATH": path, "PYTHONPATH": str(REPO), "XLA_FLAGS": ""}
+        env = {**os.environ, "PATH": path, "PYTHONPATH": str(REPO), "XLA_FLAGS": QUICK}
         self.process = subprocess.Popen(
             ["bash", REPO / "launch/local_multiprocess.sh", "2", f"--config={file}"]
             + [f"--workdir={workdir}", *flags],
