@@ -17,7 +17,7 @@ from llmsrec_jax.writer import read_log
 from tests.systems import config_file, tiny
 
 REPO = Path(__file__).parent.parent
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 SHORT = {"teacher.epochs": 6, "train.epochs": 2, "train.save_every_s": 0.05}
 ENDLESS = {**SHORT, "train.epochs": 100_000, "train.patience": 0, "train.validations_per_epoch": 1}
 

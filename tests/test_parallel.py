@@ -76,7 +76,7 @@ def backbone(made: System, mesh: parallel.DeviceMesh) -> tuple[nnx.GraphDef, llm
 def optimised() -> Iterator[None]:
     """Programs as users have them: in those of the suite (`conftest.py`) sums are rounded more than LIMIT allows."""
     name = "jax_disable_most_optimizations"
-    before = getattr(jax.config, name)
+    before = jax.config.read(name)
     jax.config.update(name, False)
     try:
         yield
@@ -144,9 +144,12 @@ def test_uniformity_pairs_users_of_different_devices(made, many):
 
 @pytest.mark.parametrize("made", [False, True], ids=["", "told"], indirect=True)
 def test_gradients(made, one, many):
-    for name, alone in one.first_moment.items():
-        if name != ZERO_GRADIENT:
-            assert relative_error(many.first_moment[name], alone) < GRADIENT_LIMIT, name
+    names = set(one.first_moment) - {ZERO_GRADIENT}
+    together = lambda run: np.concatenate([run.first_moment[name].ravel() for name in names])
+    assert relative_error(together(many), together(one)) < LIMIT
+    for name in names:  # the small ones among them: either side is rounded
+        error = relative_error(many.first_moment[name], one.first_moment[name])
+        assert error < 2 * GRADIENT_LIMIT, name
 
 
 def test_parameters_after_some_steps(made, one, many):

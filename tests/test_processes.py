@@ -22,7 +22,7 @@ from tests.conftest import QUICK, REPO
 from tests.systems import config_file, tiny
 from tests.text import folders
 
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 LONG = {"train.epochs": 15, "train.patience": 0, "train.validations_per_epoch": 1}
 
 
