@@ -182,6 +182,17 @@ def relative_error(got: Any, want: Any) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
+def assert_gradients_agree(
+    got: dict[str, np.ndarray], want: dict[str, np.ndarray], whole: float, leaf: float
+) -> None:
+    """Relative errors of all of them together and of each leaf; a small leaf is mostly rounded, on either side."""
+    assert set(got) == set(want)
+    together = lambda leaves: np.concatenate([leaves[name].ravel() for name in sorted(want)])
+    assert relative_error(together(got), together(want)) < whole
+    for name, gradient in want.items():
+        assert relative_error(got[name], gradient) < leaf, name
+
+
 def named(tree: Any) -> dict[str, np.ndarray]:
     """{path: leaf} of a tree of variables."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -24,7 +24,7 @@ from llmsrec_jax.llama.model import Frozen
 from llmsrec_jax.models import cf, llm4rec
 from tests.conftest import REPO
 from tests.factories import random_dataset
-from tests.systems import System, named, relative_error, system
+from tests.systems import System, assert_gradients_agree, named, relative_error, system
 
 LIMIT, GRADIENT_LIMIT = 1e-6, 2e-6  # relative errors in float32
 # A shift of all item vectors changes no difference of scores: its gradient is rounding noise, which Adam magnifies.
@@ -144,12 +144,9 @@ def test_uniformity_pairs_users_of_different_devices(made, many):
 
 @pytest.mark.parametrize("made", [False, True], ids=["", "told"], indirect=True)
 def test_gradients(made, one, many):
-    names = set(one.first_moment) - {ZERO_GRADIENT}
-    together = lambda run: np.concatenate([run.first_moment[name].ravel() for name in names])
-    assert relative_error(together(many), together(one)) < LIMIT
-    for name in names:  # the small ones among them: either side is rounded
-        error = relative_error(many.first_moment[name], one.first_moment[name])
-        assert error < 2 * GRADIENT_LIMIT, name
+    without = lambda moments: {name: m for name, m in moments.items() if name != ZERO_GRADIENT}
+    got, want = without(many.first_moment), without(one.first_moment)
+    assert_gradients_agree(got, want, whole=LIMIT, leaf=2 * GRADIENT_LIMIT)
 
 
 def test_parameters_after_some_steps(made, one, many):
