@@ -252,10 +252,10 @@ def loss(
         "uniformity_user": uniformity[0] / devices,
         "uniformity_cf": uniformity[1] / devices,
     }
-    share = (
-        terms["retrieval"]
-        + cfg.distill.weight * terms["distill"]
-        + cfg.uniformity.weight * (terms["uniformity_user"] + terms["uniformity_cf"])
-    )
+    share = terms["retrieval"]
+    if cfg.distill.weight:  # a term without weight is measured, but no part of what is differentiated
+        share += cfg.distill.weight * terms["distill"]
+    if cfg.uniformity.weight:
+        share += cfg.uniformity.weight * (terms["uniformity_user"] + terms["uniformity_cf"])
     terms["loss"] = share
     return share, terms
