@@ -253,7 +253,8 @@ def loss(
         "uniformity_cf": uniformity[1] / devices,
     }
     share = terms["retrieval"]
-    if cfg.distill.weight:  # a term without weight is measured, but no part of what is differentiated
+    # a term without weight is measured, but no part of what is differentiated
+    if cfg.distill.weight:
         share += cfg.distill.weight * terms["distill"]
     if cfg.uniformity.weight:
         share += cfg.uniformity.weight * (terms["uniformity_user"] + terms["uniformity_cf"])
